@@ -1,0 +1,245 @@
+"""The configuration: one class per section; every field says what it means, its unit and its range."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from edgekd.config import units
+from edgekd.config.units import Dimension
+from edgekd.distill.method import MethodList
+
+Share = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Format = Literal["onnx", "openvino"]
+Precision = Literal["f32", "f16", "bf16"]
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Augment(Section):
+    """How a view is made from a sample; a pure function of (seed, sample index, view number)."""
+
+    crop: int = Field(0, ge=0, le=64, description="Shift by up to this many pixels (pad and crop).")
+    flip: bool = Field(False, description="Mirror half of the views left to right.")
+    views: int = Field(
+        8, ge=1, le=1000, description="Different views per sample; epochs cycle through them."
+    )
+
+
+class Data(Section):
+    """Where samples come from and how they are split."""
+
+    source: str = Field(
+        "digits",
+        description="digits | idx:FOLDER | npz:FILE | folder:FOLDER. Relative paths start at the "
+        "configuration file; $VARIABLES are expanded.",
+    )
+    validation: Share = Field(0.1, description="Share of the training samples kept for selection.")
+    test: Share = Field(
+        0.3, description="Share of all samples kept for testing, where the source has no test split."
+    )
+    limit: int | None = Field(
+        None, ge=20, description="Use at most this many samples of the training and of the test split."
+    )
+    image_size: tuple[int, int] | None = Field(
+        None, description="[height, width] that folder images are resized to."
+    )
+    augment: Augment = Field(default_factory=Augment)
+
+    @field_validator("image_size", mode="before")
+    @classmethod
+    def _list_to_tuple(cls, value: Any) -> Any:
+        return tuple(value) if isinstance(value, list) else value
+
+    @field_validator("image_size")
+    @classmethod
+    def _sensible_size(cls, value: tuple[int, int] | None) -> tuple[int, int] | None:
+        if value is not None and not all(1 <= side <= 4096 for side in value):
+            raise ValueError("height and width should be between 1 and 4096")
+        return value
+
+
+class Training(Section):
+    """One optimisation: used for the teacher and, with its own defaults, for the student."""
+
+    epochs: int = Field(30, ge=1, le=100_000)
+    batch_size: int = Field(64, ge=2)
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive = Field(0.05, description="Peak learning rate.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum (sgd only).")
+    weight_decay: NonNegative = 5e-4
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        "cosine", description="cosine to zero; step: ×0.1 at 62.5 %, 75 % and 87.5 % of the epochs."
+    )
+    warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with linear warm-up.")
+    select: Literal["best", "last"] = Field(
+        "best", description="Keep the epoch best on the validation split, or the last one."
+    )
+    threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch decides.")
+    checkpoint_every: NonNegative = Field(
+        10.0, description="Seconds between checkpoints; 0: after every step."
+    )
+
+
+class Model(Section):
+    """A network: built in, or from a factory of yours."""
+
+    model: str = Field(
+        description="zoo:NAME (see `edgekd zoo`) | package.module:factory | path/to/file.py:factory"
+    )
+    args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments for it.")
+
+
+class Teacher(Model):
+    """The model that knows."""
+
+    model: str = "zoo:resnet20x2"
+    weights: str | None = Field(
+        None, description="A .safetensors file or a weights-only checkpoint; null: train it here."
+    )
+    train: Training = Field(default_factory=Training)
+
+
+class Student(Model):
+    """The model that ships."""
+
+    model: str = "zoo:dscnn"
+
+
+class Distill(Training):
+    """Student training: L = alpha · CE(labels) + Σ weight · method(student, teacher)."""
+
+    alpha: NonNegative = Field(0.1, description="Weight of the hard-label cross-entropy.")
+    methods: MethodList = Field(
+        default_factory=MethodList.default,
+        description="Weighted sum of distillation losses; empty: train without a teacher.",
+    )
+
+    @model_validator(mode="after")
+    def _something_to_learn(self) -> Distill:
+        if self.alpha == 0 and not self.methods.entries:
+            raise ValueError("alpha is 0 and methods is empty: there is no loss to train with")
+        return self
+
+
+class Export(Section):
+    """Which deployable files are made."""
+
+    formats: list[Format] = Field(["onnx", "openvino"], min_length=1)
+    opset: int | None = Field(
+        None, ge=18, le=24, description="ONNX opset; null: the exporter's choice."
+    )
+
+    @field_validator("formats")
+    @classmethod
+    def _unique(cls, value: list[Format]) -> list[Format]:
+        if len(set(value)) != len(value):
+            raise ValueError("the same format is listed twice")
+        return value
+
+
+class Verify(Section):
+    """How closely an exported file must follow the PyTorch model."""
+
+    samples: int = Field(256, ge=1, description="Real inputs compared value by value.")
+    tolerance: Positive = Field(
+        1e-4, description="Largest |Δlogit| allowed, as a share of the largest |logit|."
+    )
+
+
+class Profile(Section):
+    """How latency, throughput and memory are measured."""
+
+    targets: list[str] = Field(["local"], min_length=1, description="See `edgekd targets`.")
+    batch_size: int = Field(1, ge=1, description="Batch size of the latency measurement.")
+    throughput_batch_size: int = Field(32, ge=1)
+    interval: Share = Field(
+        0.02, description="Stop when the 95 % interval of the median is narrower than this share."
+    )
+    min_seconds: Positive = Field(0.5, description="Measure each model at least this long.")
+    max_seconds: Positive = Field(10.0, description="Then give up: the result is inconclusive.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Profile:
+        if self.max_seconds < self.min_seconds:
+            raise ValueError("max_seconds is smaller than min_seconds")
+        return self
+
+
+Metric = Literal[
+    "accuracy", "accuracy_drop", "agreement", "latency_p50", "latency_p90", "latency_p99",
+    "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "parity_error",
+]  # fmt: skip
+
+DIMENSIONS: dict[str, Dimension] = {
+    "accuracy": "share",
+    "accuracy_drop": "points",
+    "agreement": "share",
+    "latency_p50": "time",
+    "latency_p90": "time",
+    "latency_p99": "time",
+    "speedup": "ratio",
+    "throughput": "rate",
+    "memory": "bytes",
+    "memory_ratio": "ratio",
+    "size": "bytes",
+    "compression": "ratio",
+    "parity_error": "number",
+}
+
+
+class Budget(Section):
+    """One limit on the student. Exactly one of `max` and `min`, with its unit."""
+
+    metric: Metric
+    max: str | float | None = Field(None, description='Such as "20 ms", "8 MiB", "1 point".')
+    min: str | float | None = Field(None, description='Such as "3 x", "97 %".')
+    runtime: str | None = Field(None, description="Only this runtime; null: every one measured.")
+    target: str | None = Field(None, description="Only this target; null: every one measured.")
+
+    @model_validator(mode="after")
+    def _one_limit(self) -> Budget:
+        if (self.max is None) == (self.min is None):
+            raise ValueError("give exactly one of max and min")
+        units.parse(self.bound, DIMENSIONS[self.metric])
+        return self
+
+    @property
+    def bound(self) -> str | float:
+        """The limit as written."""
+        value = self.max if self.max is not None else self.min
+        assert value is not None
+        return value
+
+
+class Gate(Section):
+    """What must hold for exit code 0."""
+
+    on_inconclusive: Literal["fail", "warn", "pass"] = Field(
+        "fail", description="An undecided budget: exit code 4, or only a warning, or silence."
+    )
+    budgets: list[Budget] = Field(default_factory=list)
+
+
+class Config(Section):
+    """One run of the assembly line."""
+
+    name: str = Field(
+        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Folder under runs/."
+    )
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: Data = Field(default_factory=Data)
+    teacher: Teacher = Field(default_factory=Teacher)
+    student: Student = Field(default_factory=Student)
+    distill: Distill = Field(default_factory=Distill)
+    export: Export = Field(default_factory=Export)
+    verify: Verify = Field(default_factory=Verify)
+    profile: Profile = Field(default_factory=Profile)
+    gate: Gate = Field(default_factory=Gate)

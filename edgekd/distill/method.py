@@ -1,0 +1,144 @@
+"""What a distillation method is. Each lives in its own file under `methods/`, registered by `@method`.
+
+This module and the method files import no torch at load time: a configuration is checked in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from edgekd.errors import UsageError
+from edgekd.registry import Registry, suggestion
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["logits", "probabilities", "labels", "features", "attentions"]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a model says about one batch of n samples. Only what a method `needs` is filled in.
+
+    `logits`: (n, classes), unnormalised. `features`: tap name → tensor with n rows.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Method(BaseModel):
+    """One distillation loss. Fields are its hyper-parameters, with the paper's defaults."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[Kind]]
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+
+    def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
+        """The scalar loss, mean over the batch, before `weight`."""
+        raise NotImplementedError
+
+
+METHODS: Registry[type[Method]] = Registry("method", "edgekd.distill.methods")
+M = TypeVar("M", bound=type[Method])
+
+
+def method(name: str, *, needs: set[Kind]) -> Callable[[M], M]:
+    """Class decorator: register a Method as `name`; `needs` is the knowledge it asks of the teacher."""
+
+    def decorate(cls: M) -> M:
+        cls.name, cls.needs = name, frozenset(needs)
+        METHODS.register(name)(cls)
+        return cls
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class MethodList:
+    """`distill.methods` of the configuration: a list of `name` or `{name: {parameters}}`."""
+
+    entries: tuple[Method, ...]
+
+    @classmethod
+    def default(cls) -> MethodList:
+        """Hinton's temperature-scaled distillation."""
+        return cls((METHODS.get("kd")(),))
+
+    @classmethod
+    def parse(cls, value: object) -> MethodList:
+        """Build from plain data. Raises PydanticCustomError saying which entry is wrong."""
+        if isinstance(value, MethodList):
+            return value
+        if not isinstance(value, list):
+            raise _problem("should be a list such as [{kd: {temperature: 4}}]")
+        entries = tuple(_parse_entry(i, entry) for i, entry in enumerate(value))
+        names = [entry.name for entry in entries]
+        for name in names:
+            if names.count(name) > 1:
+                raise _problem(f"method {name!r} is listed twice")
+        return cls(entries)
+
+    def dump(self) -> list[dict[str, Any]]:
+        """Plain data that `parse` reads back."""
+        return [{entry.name: entry.model_dump()} for entry in self.entries]
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls.dump)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: CoreSchema, __: GetJsonSchemaHandler) -> Any:
+        entries: list[dict[str, Any]] = [{"enum": METHODS.names()}]
+        for name in METHODS.names():
+            parameters = METHODS.get(name).model_json_schema()
+            entries.append(
+                {
+                    "type": "object",
+                    "properties": {name: parameters},
+                    "required": [name],
+                    "additionalProperties": False,
+                }
+            )
+        return {"type": "array", "items": {"anyOf": entries}}
+
+
+def _parse_entry(index: int, entry: object) -> Method:
+    if isinstance(entry, Method):
+        return entry
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise _problem(f"entry {index} should be a name or one {{name: {{parameters}}}}")
+    ((name, parameters),) = entry.items()
+    try:
+        cls = METHODS.get(str(name))
+        return cls.model_validate({} if parameters is None else parameters)
+    except UsageError as error:
+        raise _problem(error.what) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, (name, *first["loc"])))
+        text = first["msg"]
+        if first["type"] == "extra_forbidden":
+            text = f"unknown key{suggestion(str(first['loc'][-1]), cls.model_fields)}"
+        raise _problem(f"{key}: {text}") from None
+
+
+def _problem(text: str) -> PydanticCustomError:
+    return PydanticCustomError("methods", "{text}", {"text": text})

@@ -1,0 +1,253 @@
+"""What the stages hand to each other: one typed record per JSON artifact of a run folder.
+
+Latencies are in seconds, sizes and memory in bytes, accuracies and agreements in [0, 1].
+An `interval` is a 95 % confidence interval (low, high).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from edgekd.artifacts import read_json, write_json
+from edgekd.errors import UsageError
+
+Interval = tuple[float, float]
+Role = Literal["teacher", "student"]
+Provenance = Literal["measured", "emulated", "predicted"]
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+class Record(BaseModel):
+    """A JSON artifact: strict keys, no NaN, written atomically."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read and validate. Raises UsageError when the file is missing or was edited."""
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise UsageError(
+                f"{key}: {first['msg']}",
+                where=str(path),
+                fix="this file is not what edgekd wrote; delete it and run again",
+            ) from None
+
+    def write(self, path: Path) -> None:
+        """Write as JSON, atomically."""
+        write_json(path, self.model_dump(mode="json"))
+
+
+class InputSpec(Record):
+    """What a model eats: float32 of `shape` (without the batch), (raw/scale − mean) / std.
+
+    `shape` is (channels, height, width), or (features,). `mean` and `std` have one value per
+    channel (or feature); raw values are divided by `scale` first (255 for uint8 images).
+    """
+
+    shape: tuple[int, ...]
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+class ModelCard(Record):
+    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it."""
+
+    role: Role
+    model: str
+    args: dict[str, object]
+    classes: tuple[str, ...]
+    input: InputSpec
+    parameters: int
+    seed: int
+
+
+class Epoch(Record):
+    """One epoch: mean of every weighted loss term by name, and the validation figures."""
+
+    epoch: int
+    seconds: float
+    learning_rate: float
+    losses: dict[str, float]
+    validation_accuracy: float
+    validation_loss: float
+
+
+class History(Record):
+    """`history.json` of a training: epochs in order; `best` indexes the one that was kept."""
+
+    epochs: tuple[Epoch, ...]
+    best: int
+    seconds: float
+
+
+class Accuracy(Record):
+    """Top-1 accuracy with its Wilson interval; `per_class` holds (correct, total) by class."""
+
+    correct: int
+    total: int
+    value: float
+    interval: Interval
+    per_class: tuple[tuple[int, int], ...]
+
+
+class TrainingReport(Record):
+    """`metrics.json` of teacher and student: the PyTorch model on both held-out splits."""
+
+    validation: Accuracy
+    test: Accuracy
+
+
+class ExportedFile(Record):
+    """One deployable file; `files` are all its parts, `path` the one to open, both run-relative."""
+
+    role: Role
+    format: str
+    path: str
+    files: tuple[str, ...]
+    size: int
+    precision: str
+    seconds: float
+    opset: int | None = None
+
+
+class ExportReport(Record):
+    """`export/export.json`."""
+
+    files: tuple[ExportedFile, ...]
+
+
+class Parity(Record):
+    """One exported file against the PyTorch model it came from, on the same inputs.
+
+    `max_error` is max|Δlogit| / max|reference logit|; it must not exceed `tolerance`.
+    `teacher_agreement` is the share of test samples with the teacher's (PyTorch) top-1 answer.
+    """
+
+    role: Role
+    format: str
+    runtime: str
+    path: str
+    precision: str
+    samples: int
+    max_abs_error: float
+    max_error: float
+    cosine: float
+    agreement: float
+    teacher_agreement: float
+    tolerance: float
+    passed: bool
+    accuracy: Accuracy
+
+
+class VerifyReport(Record):
+    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split."""
+
+    reference: dict[Role, Accuracy]
+    files: tuple[Parity, ...]
+
+
+class Latency(Record):
+    """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`."""
+
+    batch_size: int
+    count: int
+    p50: float
+    p90: float
+    p99: float
+    mean: float
+    min: float
+    max: float
+    p50_interval: Interval
+    p90_interval: Interval
+    p99_interval: Interval
+    steady: bool
+    samples: str
+
+
+class Memory(Record):
+    """Bytes. `model` is `peak_rss` − `baseline_rss`, the process before the model was loaded."""
+
+    peak_rss: int
+    baseline_rss: int
+    model: int
+
+
+class Measurement(Record):
+    """One file in one runtime on one target, in a process of its own.
+
+    `latency` is at the profile's batch size (1 unless configured); `throughput` is samples per
+    second, from `throughput_latency` at a larger batch. `load` is seconds from file to ready,
+    `first` the first inference. `precision` is what the runtime says it executed.
+    """
+
+    role: Role
+    format: str
+    runtime: str
+    runtime_version: str
+    target: str
+    path: str
+    precision: str
+    threads: int
+    provenance: Provenance
+    conclusive: bool
+    latency: Latency
+    throughput: float
+    throughput_interval: Interval
+    throughput_latency: Latency
+    memory: Memory
+    size: int
+    load: float
+    first: float
+    warmup: int
+
+
+class Comparison(Record):
+    """Teacher against student in the same runtime, from interleaved blocks.
+
+    `speedup` is teacher's p50 / student's p50; `compression` and `memory_ratio` likewise.
+    """
+
+    target: str
+    runtime: str
+    speedup: float
+    speedup_interval: Interval
+    memory_ratio: float
+    compression: float
+
+
+class ProfileReport(Record):
+    """`profile/profile.json`; `environment` maps a target to what its device said of itself."""
+
+    measurements: tuple[Measurement, ...]
+    comparisons: tuple[Comparison, ...]
+    environment: dict[str, dict[str, object]]
+    warnings: tuple[str, ...]
+
+
+class Check(Record):
+    """One budget against one measured value. `limit` reads like "≤ 1 point"."""
+
+    metric: str
+    target: str | None
+    runtime: str
+    value: float
+    interval: Interval | None
+    limit: str
+    verdict: Verdict
+    text: str
+
+
+class GateReport(Record):
+    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive."""
+
+    verdict: Verdict
+    exit_code: int
+    checks: tuple[Check, ...]
