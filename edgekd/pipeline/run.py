@@ -1,0 +1,205 @@
+"""A run is a folder: `run.json` says which stages are done, with which key, and what they wrote."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgekd.artifacts import disk_errors, sha256_file
+from edgekd.errors import UsageError
+from edgekd.results import (
+    ExportReport,
+    GateReport,
+    History,
+    ModelCard,
+    ProfileReport,
+    Record,
+    Role,
+    TrainingReport,
+    VerifyReport,
+)
+
+
+class Artifact(Record):
+    """A file of a stage. Size and time of change spare reading it again when they still match."""
+
+    sha256: str
+    size: int
+    mtime_ns: int
+
+
+class StageRecord(Record):
+    """A finished stage. `key` hashes its configuration part, its inputs and its version."""
+
+    key: str
+    started: str
+    seconds: float
+    artifacts: dict[str, Artifact]
+    reused_from: str | None = None
+
+
+class Manifest(Record):
+    """`run.json`. `config` is the resolved configuration; `base` the folder its paths start at."""
+
+    edgekd: str
+    command: str
+    base: str
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    stages: dict[str, StageRecord] = {}
+
+
+class Run:
+    """A run folder and typed access to what its stages wrote."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def open(cls, path: Path | str) -> Run:
+        """An existing run. Raises UsageError when `path` is not one."""
+        path = Path(path)
+        if not (path / "run.json").is_file():
+            raise UsageError("not a run folder: it has no run.json", where=str(path))
+        return cls(path)
+
+    @property
+    def manifest(self) -> Manifest:
+        """`run.json` as it is on disk now."""
+        return Manifest.read(self.path / "run.json")
+
+    def write_manifest(self, manifest: Manifest) -> None:
+        """Replace `run.json`."""
+        manifest.write(self.path / "run.json")
+
+    def card(self, role: Role) -> ModelCard:
+        """How to rebuild the teacher or the student."""
+        return ModelCard.read(self.path / role / "model.json")
+
+    def training(self, role: Role) -> TrainingReport:
+        """PyTorch accuracy of the teacher or the student."""
+        return TrainingReport.read(self.path / role / "metrics.json")
+
+    def history(self, role: Role) -> History | None:
+        """Loss curves, or None when the weights were given."""
+        path = self.path / role / "history.json"
+        return History.read(path) if path.exists() else None
+
+    @property
+    def export(self) -> ExportReport:
+        """The deployable files."""
+        return ExportReport.read(self.path / "export/export.json")
+
+    @property
+    def verify(self) -> VerifyReport:
+        """Parity and accuracy of the deployable files."""
+        return VerifyReport.read(self.path / "verify/parity.json")
+
+    @property
+    def profile(self) -> ProfileReport:
+        """Latency, throughput and memory."""
+        return ProfileReport.read(self.path / "profile/profile.json")
+
+    @property
+    def gate(self) -> GateReport:
+        """Verdict on every budget."""
+        return GateReport.read(self.path / "gate/gate.json")
+
+    @property
+    def exit_code(self) -> int:
+        """0 pass, 1 a budget is broken, 4 inconclusive."""
+        return self.gate.exit_code
+
+    def intact(self, record: StageRecord) -> bool:
+        """Whether every artifact of a finished stage is still what it was."""
+        return all(
+            self._unchanged(self.path / name, artifact)
+            for name, artifact in record.artifacts.items()
+        )
+
+    @staticmethod
+    def _unchanged(path: Path, artifact: Artifact) -> bool:
+        try:
+            stat = path.stat()
+        except OSError:
+            return False
+        if stat.st_size != artifact.size:
+            return False
+        return stat.st_mtime_ns == artifact.mtime_ns or sha256_file(path) == artifact.sha256
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run folder for this process, so that two commands never write it at once."""
+        with disk_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    "another edgekd is working in this run folder",
+                    where=str(self.path),
+                    fix="wait for it, or give this run another folder with --out",
+                ) from None
+            yield
+        finally:
+            os.close(lock)
+
+    def partial(self, stage: str, key: str) -> Path:
+        """Where a stage with this key works until it is done; a killed stage resumes from here."""
+        return self.path / ".partial" / f"{stage}-{key[:16]}"
+
+    def adopt(self, partial: Path, folder: Path) -> dict[str, Artifact]:
+        """Move the finished files of `partial` to `folder`, and say what they are."""
+        names = sorted(p.relative_to(partial) for p in partial.rglob("*") if p.is_file())
+        with disk_errors(folder):
+            if folder == self.path:
+                for name in names:
+                    (partial / name).replace(folder / name)
+            else:
+                shutil.rmtree(folder, ignore_errors=True)
+                partial.rename(folder)
+            shutil.rmtree(self.path / ".partial", ignore_errors=True)
+        return {
+            str((folder / name).relative_to(self.path)): _describe(folder / name) for name in names
+        }
+
+    def borrow(self, stage: str, key: str, partial: Path) -> Path | None:
+        """Link a finished stage with the same key from a neighbouring run into `partial`.
+
+        Returns the run it came from. Artifacts are only ever replaced by rename, so that a
+        hard link stays what it is.
+        """
+        for manifest_path in sorted(self.path.parent.glob("*/run.json")):
+            other = Run(manifest_path.parent)
+            if other.path == self.path:
+                continue
+            with contextlib.suppress(UsageError, OSError):
+                record = other.manifest.stages.get(stage)
+                if record is None or record.key != key or not other.intact(record):
+                    continue
+                for name in record.artifacts:
+                    link = partial / Path(name).relative_to(Path(name).parts[0])
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    _link(other.path / name, link)
+                return other.path
+        return None
+
+
+def _link(source: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _describe(path: Path) -> Artifact:
+    stat = path.stat()
+    return Artifact(sha256=sha256_file(path), size=stat.st_size, mtime_ns=stat.st_mtime_ns)
