@@ -1,0 +1,25 @@
+"""edgekd: distill, export, verify, profile and gate compact models for small devices.
+
+>>> import edgekd
+>>> run = edgekd.compress({"data": {"source": "digits"}})  # doctest: +SKIP
+>>> run.gate.verdict, run.path / "report.html"  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgekd.api import compress, distill, export, gate, profile, report, verify
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "compress", "distill", "export", "gate", "profile", "report", "verify"]
+
+
+def __getattr__(name: str) -> Any:
+    # `import edgekd` stays instant; the API and what it needs come with its first use.
+    if name in __all__:
+        from edgekd import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'edgekd' has no attribute {name!r}")

@@ -57,7 +57,7 @@ class Registry(Generic[T]):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """" — did you mean 'x'?" or the list of what there is; for the end of an error message."""
+    """ " — did you mean 'x'?" or the list of what there is; for the end of an error message."""
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"

@@ -1,0 +1,106 @@
+"""The command line. Commands live in one file each and are imported only when used."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+import edgekd
+from edgekd.errors import EdgekdError
+
+# Command and its one-line help: `edgekd --help` imports nothing more than this.
+COMMANDS = {
+    "init": "Write a commented compress.yaml to start from.",
+    "compress": "Teacher to report: run the whole line.",
+    "distill": "Train the student (and the teacher before it).",
+    "export": "Write ONNX and OpenVINO files of both models.",
+    "verify": "Check that the exported files compute the same function.",
+    "profile": "Measure latency, throughput and memory.",
+    "gate": "Hold the budgets against the results; the exit code is the verdict.",
+    "report": "Write report.html and report.json.",
+    "targets": "List and show device descriptors.",
+    "zoo": "List the built-in reference networks.",
+    "schema": "Print the configuration's JSON Schema.",
+    "completion": "Print the shell completion script.",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"edgekd.cli.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            from edgekd.registry import suggestion
+
+            ctx.fail(f"no such command {args[0]!r}{suggestion(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(edgekd.__version__, prog_name="edgekd")
+def app() -> None:
+    """Make a model small enough for the device, and prove that it still works.
+
+    Start with `edgekd compress --example digits`.
+
+    Exit codes: 0 pass, 1 a budget is broken, 2 usage or configuration error, 3 a stage failed,
+    4 inconclusive, 130 interrupted.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point: run a command and exit with its code; no traceback for what users can mend."""
+    try:
+        code = app.main(argv, prog_name="edgekd", standalone_mode=False)
+    except EdgekdError as error:
+        click.secho(f"error: {error}", fg="red", err=True)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = 2
+    except click.Abort:
+        click.secho("interrupted", fg="red", err=True)
+        code = 130
+    except click.exceptions.Exit as exit_request:
+        code = exit_request.exit_code
+    except Exception as error:
+        if os.environ.get("EDGEKD_DEBUG"):
+            raise
+        code = _crashed(error)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _crashed(error: Exception) -> int:
+    """A bug of ours: one line for the user, the traceback in a file for the report."""
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="edgekd-crash-", suffix=".log", delete=False
+    ) as log:
+        log.write(f"edgekd {edgekd.__version__}: {sys.argv!r}\n{traceback.format_exc()}")
+    message: Any = str(error).splitlines()[0][:200] if str(error) else ""
+    click.secho(
+        f"error: edgekd itself failed ({type(error).__name__}: {message})\n"
+        f"  please report it with the file {log.name}",
+        fg="red",
+        err=True,
+    )
+    return 3

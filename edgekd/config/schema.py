@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -41,12 +42,21 @@ class Data(Section):
         description="digits | idx:FOLDER | npz:FILE | folder:FOLDER. Relative paths start at the "
         "configuration file; $VARIABLES are expanded.",
     )
+    seed: int = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="Of the splits; apart from the run's seed, so that runs compare.",
+    )
     validation: Share = Field(0.1, description="Share of the training samples kept for selection.")
     test: Share = Field(
-        0.3, description="Share of all samples kept for testing, where the source has no test split."
+        0.3,
+        description="Share of all samples kept for testing, where the source has no test split.",
     )
     limit: int | None = Field(
-        None, ge=20, description="Use at most this many samples of the training and of the test split."
+        None,
+        ge=20,
+        description="Use at most this many samples of the training and of the test split.",
     )
     image_size: tuple[int, int] | None = Field(
         None, description="[height, width] that folder images are resized to."
@@ -95,6 +105,15 @@ class Model(Section):
         description="zoo:NAME (see `edgekd zoo`) | package.module:factory | path/to/file.py:factory"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments for it.")
+
+    @field_validator("args")
+    @classmethod
+    def _plain_data(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError("should be numbers, texts, lists and mappings only") from None
+        return value
 
 
 class Teacher(Model):

@@ -124,21 +124,21 @@ def _parse_entry(index: int, entry: object) -> Method:
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, dict) or len(entry) != 1:
-        raise _problem(f"entry {index} should be a name or one {{name: {{parameters}}}}")
+        raise _problem("should be a name or one {name: {parameters}}", index)
     ((name, parameters),) = entry.items()
     try:
         cls = METHODS.get(str(name))
         return cls.model_validate({} if parameters is None else parameters)
     except UsageError as error:
-        raise _problem(error.what) from None
+        raise _problem(error.what, index) from None
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, (name, *first["loc"])))
-        text = first["msg"]
+        text = f"{first['msg'][0].lower()}{first['msg'][1:]}"
         if first["type"] == "extra_forbidden":
             text = f"unknown key{suggestion(str(first['loc'][-1]), cls.model_fields)}"
-        raise _problem(f"{key}: {text}") from None
+        raise _problem(text, index, str(name), *first["loc"]) from None
 
 
-def _problem(text: str) -> PydanticCustomError:
-    return PydanticCustomError("methods", "{text}", {"text": text})
+def _problem(text: str, *path: str | int) -> PydanticCustomError:
+    """An error at `path` below `distill.methods`."""
+    return PydanticCustomError("methods", "{text}", {"text": text, "path": path})

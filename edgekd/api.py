@@ -1,0 +1,66 @@
+"""The Python API: each function brings a run folder up to date up to one stage, and returns it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgekd.config.load import apply_overrides, load_config, validate
+from edgekd.config.schema import Config
+from edgekd.pipeline.line import resolve_folder, run_line
+from edgekd.pipeline.run import Run
+from edgekd.progress import Progress, Silent
+
+ConfigLike = Config | Mapping[str, Any] | str | os.PathLike[str]
+
+
+def _until(stage: str, name: str, doc: str) -> Callable[..., Run]:
+    def function(
+        config: ConfigLike,
+        *,
+        out: str | os.PathLike[str] | None = None,
+        overrides: Iterable[str] = (),
+        progress: Progress | None = None,
+    ) -> Run:
+        resolved, base = resolve(config, overrides)
+        run, _ = run_line(
+            resolved,
+            base=base,
+            out=resolve_folder(resolved, Path(out) if out is not None else None),
+            until=stage,
+            progress=progress or Silent(),
+            command=f"edgekd.{name}(...)",
+        )
+        return run
+
+    function.__name__ = function.__qualname__ = name
+    function.__doc__ = f"""{doc}
+
+    `config` is a Config, a mapping of its sections, or the path of a YAML file, whose folder its
+    relative paths start at (the current folder otherwise). `out` is the run folder (default
+    runs/<name>); `overrides` are strings such as "distill.epochs=3"; `progress` is silent unless
+    given (see edgekd.progress). Stages that are already done are not done again.
+    Raises edgekd.errors.UsageError, StageError or Interrupted.
+    """
+    return function
+
+
+def resolve(config: ConfigLike, overrides: Iterable[str] = ()) -> tuple[Config, Path]:
+    """A validated Config and the folder that its relative paths start at."""
+    if isinstance(config, str | os.PathLike):
+        path = Path(config)
+        return load_config(path, overrides), path.absolute().parent
+    value = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
+    value = apply_overrides(value, overrides)
+    return validate(value, where="config", lines={}), Path.cwd()
+
+
+compress = _until("report", "compress", "The whole line, from the teacher to the report.")
+distill = _until("distill", "distill", "Up to the trained student.")
+export = _until("export", "export", "Up to the exported files.")
+verify = _until("verify", "verify", "Up to the parity and accuracy of the exported files.")
+profile = _until("profile", "profile", "Up to latency, throughput and memory.")
+gate = _until("gate", "gate", "Up to the verdict on the budgets.")
+report = _until("report", "report", "Up to report.html and report.json.")

@@ -1,0 +1,109 @@
+"""ONNX through the torch.export-based exporter: dynamic batch, one file, labels inside."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgekd.artifacts import atomic_path, write_text
+from edgekd.config.schema import Export
+from edgekd.errors import StageError
+from edgekd.export.exporter import Exported, Source, exporter
+
+# protobuf cannot hold a message of 2 GiB or more.
+_MAX_SINGLE_FILE = 2**31 - 2**20
+
+
+@exporter("onnx")
+def export_onnx(source: Source, folder: Path, config: Export) -> Exported:
+    """Write `<role>.onnx` with input "input" (batch, …) and output "logits" (batch, classes).
+
+    Weights of 2 GB or more go to `<role>.onnx.data` beside it. Raises StageError with the
+    exporter's own words in one line; the whole log is kept in `<role>.onnx.log`.
+    """
+    import torch
+
+    path = folder / f"{source.card.role}.onnx"
+    log = folder / f"{source.card.role}.onnx.log"
+    with _quiet() as captured:
+        try:
+            program = torch.onnx.export(
+                source.module,
+                (source.example,),
+                dynamo=True,
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                input_names=["input"],
+                output_names=["logits"],
+                opset_version=config.opset,
+                verbose=False,
+            )
+        except Exception as error:
+            write_text(log, captured.getvalue() + traceback.format_exc())
+            raise StageError(
+                f"the {source.card.role} cannot be exported to ONNX: {_reason(error)}",
+                where=source.card.model,
+                fix=f"the exporter's log is {log}",
+            ) from None
+        assert program is not None
+        program.model.metadata_props.update(_metadata(source))
+        size = sum(p.numel() * p.element_size() for p in source.module.parameters())
+        if size < _MAX_SINGLE_FILE:
+            with atomic_path(path) as temporary:
+                program.save(temporary, external_data=False)
+            files: tuple[Path, ...] = (path,)
+        else:
+            program.save(path, external_data=True)
+            files = (path, path.with_name(path.name + ".data"))
+    opset = program.model.opset_imports.get("")
+    return Exported(path, files, opset=opset)
+
+
+def _metadata(source: Source) -> dict[str, str]:
+    """What a deployer needs to use the file without the run folder."""
+    import edgekd
+
+    card = source.card
+    return {
+        "edgekd.version": edgekd.__version__,
+        "edgekd.model": card.model,
+        "edgekd.classes": json.dumps(card.classes, ensure_ascii=False),
+        "edgekd.input": json.dumps(card.input.model_dump(mode="json")),
+    }
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line: the exporter wraps it in pages of advice."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[io.StringIO]:
+    """Keep the exporter's chatter (missing torchvision, progress) out of the user's terminal."""
+    captured = io.StringIO()
+    handler: logging.Handler = logging.StreamHandler(captured)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
+    before: list[tuple[logging.Logger, bool, list[Any]]] = []
+    for logger in loggers:
+        before.append((logger, logger.propagate, logger.handlers[:]))
+        logger.propagate, logger.handlers = False, [handler]
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(captured),
+            contextlib.redirect_stderr(captured),
+        ):
+            warnings.simplefilter("ignore")
+            yield captured
+    finally:
+        for logger, propagate, handlers in before:
+            logger.propagate, logger.handlers = propagate, handlers

@@ -1,0 +1,176 @@
+"""Run the assembly line in a run folder, doing only what is not already done."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import edgekd
+from edgekd.artifacts import disk_errors, sha256_json
+from edgekd.config.schema import Config
+from edgekd.errors import EdgekdError, Interrupted, StageError, UsageError
+from edgekd.pipeline.run import Manifest, Run, StageRecord
+from edgekd.pipeline.stages import LINE, NAMES, Context, Stage
+from edgekd.progress import Progress
+
+
+def run_line(
+    config: Config,
+    *,
+    base: Path,
+    out: Path,
+    until: str = "report",
+    force: str | None = None,
+    progress: Progress,
+    command: str | None = None,
+) -> tuple[Run, list[str]]:
+    """Bring the run folder `out` up to date with `config`, up to and including stage `until`.
+
+    A stage whose key (configuration part, inputs, version) is in the manifest and whose
+    artifacts are intact is skipped. `force` names a stage that is done again all the same.
+    Returns the run and the names of the stages that were done now.
+    Raises UsageError, StageError, Interrupted; earlier artifacts are left as they were.
+    """
+    run = Run(out)
+    done: list[str] = []
+    with run.locked():
+        stages = _recorded(run)
+        finished: dict[str, StageRecord] = {}
+        for stage in LINE[: NAMES.index(until) + 1]:
+            digests = {
+                path: artifact.sha256
+                for record in finished.values()
+                for path, artifact in record.artifacts.items()
+            }
+            key = sha256_json(stage.inputs(config, base, digests))
+            record = stages.get(stage.name)
+            if record and record.key == key and stage.name != force and run.intact(record):
+                finished[stage.name] = record
+                continue
+            _announce(stage, len(done), progress)
+            # The report reads the manifest: it must already tell of this configuration.
+            _write_manifest(run, config, base, stages, command)
+            finished[stage.name] = _do(stage, key, config, base, run, progress, force)
+            done.append(stage.name)
+            stages = {**stages, stage.name: finished[stage.name]}
+            _write_manifest(run, config, base, stages, command)
+    return run, done
+
+
+def _do(
+    stage: Stage,
+    key: str,
+    config: Config,
+    base: Path,
+    run: Run,
+    progress: Progress,
+    force: str | None,
+) -> StageRecord:
+    started = time.monotonic()
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    folder = run.partial(stage.name, key)
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    source = None
+    if stage.shareable and stage.name != force:
+        source = run.borrow(stage.name, key, folder)
+    if source is not None:
+        progress.say(f"  the same {stage.name} was done in {source}; reused")
+    else:
+        with _user_errors(stage.name, folder), _terminable():
+            stage.work(Context(config, base, run, folder, progress))
+    artifacts = run.adopt(folder, run.path / stage.folder)
+    return StageRecord(
+        key=key,
+        started=now,
+        seconds=round(time.monotonic() - started, 3),
+        artifacts=artifacts,
+        reused_from=str(source) if source else None,
+    )
+
+
+@contextlib.contextmanager
+def _user_errors(stage: str, folder: Path) -> Iterator[None]:
+    """Whatever goes wrong in a stage becomes one error that names the stage."""
+    try:
+        with disk_errors(folder):
+            yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped in stage {stage}", fix="run the same command again to go on from here"
+        ) from None
+    except EdgekdError:
+        raise
+    except MemoryError:
+        raise StageError(
+            f"out of memory in stage {stage}", fix="use a smaller batch_size"
+        ) from None
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Treat SIGTERM, which schedulers send, like Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _recorded(run: Run) -> dict[str, StageRecord]:
+    if not (run.path / "run.json").exists():
+        return {}
+    return dict(run.manifest.stages)
+
+
+def _announce(stage: Stage, count: int, progress: Progress) -> None:
+    progress.say(f"{stage.name}")
+
+
+def _write_manifest(
+    run: Run, config: Config, base: Path, stages: dict[str, StageRecord], command: str | None
+) -> None:
+    from edgekd.pipeline.environment import environment
+
+    run.write_manifest(
+        Manifest(
+            edgekd=edgekd.__version__,
+            command=command or shlex.join(["edgekd", *sys.argv[1:]]),
+            base=str(base),
+            config=config.model_dump(mode="json"),
+            environment=environment(),
+            stages=stages,
+        )
+    )
+
+
+def resolve_folder(config: Config, out: Path | None) -> Path:
+    """The run folder: `--out`, or runs/<name> below the current folder."""
+    folder = out or Path("runs") / config.name
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("is a file, not a folder", where=str(folder), fix="choose another --out")
+    return folder
+
+
+def config_of(run: Run) -> tuple[Config, Path]:
+    """The configuration a run was made with, and the folder its paths start at."""
+    manifest = run.manifest
+    return parse_config(manifest.config), Path(manifest.base)
+
+
+def parse_config(value: dict[str, Any]) -> Config:
+    """A resolved configuration back from its manifest."""
+    from edgekd.config.load import validate
+
+    return validate(value, where="run.json", lines={})

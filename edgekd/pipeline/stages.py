@@ -1,0 +1,204 @@
+"""The assembly line, in order: teacher ► distill ► export ► verify ► profile ► gate ► report."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgekd.artifacts import sha256_file
+from edgekd.config.schema import Config, Training
+from edgekd.errors import UsageError
+from edgekd.pipeline.run import Run
+from edgekd.progress import Progress
+
+if TYPE_CHECKING:
+    from edgekd.data.resolve import Dataset
+
+
+@dataclass
+class Context:
+    """What a stage's work function gets: the configuration, earlier artifacts, and where to write.
+
+    `base` is the folder that relative paths of the configuration start at; `folder` is the
+    stage's own, empty unless an earlier attempt with the same key was cut short.
+    """
+
+    config: Config
+    base: Path
+    run: Run
+    folder: Path
+    progress: Progress
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data with its splits."""
+        from edgekd.data.resolve import load
+
+        return load(self.config.data, self.config.data.seed, self.base)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the line.
+
+    `part` picks what of the configuration (and of the files it names) the result depends on;
+    `needs` are run-relative patterns of the earlier artifacts it reads; `tools` are packages
+    whose version changes the result. `folder` is where its artifacts go ("" is the run folder).
+    Raise `version` when the work function changes its output.
+    """
+
+    name: str
+    version: int
+    part: Callable[[Config, Path], Any]
+    needs: tuple[str, ...]
+    folder: str
+    tools: tuple[str, ...] = ()
+    shareable: bool = False
+
+    @property
+    def work(self) -> Callable[[Context], None]:
+        """The function that does it: `edgekd.<room>.stage:run`, imported only when it must run."""
+        work: Callable[[Context], None] = importlib.import_module(
+            f"edgekd.{_ROOMS[self.name]}.stage"
+        ).run
+        return work
+
+    def inputs(self, config: Config, base: Path, artifacts: dict[str, str]) -> dict[str, Any]:
+        """Everything that the stage's key is the hash of; `artifacts` maps path to SHA-256."""
+        return {
+            "stage": self.name,
+            "version": self.version,
+            "part": self.part(config, base),
+            "tools": {tool: importlib.metadata.version(tool) for tool in self.tools},
+            "artifacts": {
+                path: digest
+                for path, digest in sorted(artifacts.items())
+                if any(Path(path).match(pattern) for pattern in self.needs)
+            },
+        }
+
+
+def data_part(config: Config, base: Path) -> dict[str, Any]:
+    """What every look at the data depends on: content, splits, views, seed."""
+    from edgekd.data.resolve import fingerprint
+
+    part = config.data.model_dump(mode="json", exclude={"source"})
+    return {"seed": config.seed, **part, "content": fingerprint(config.data, base)}
+
+
+def _training(training: Training) -> dict[str, Any]:
+    # How often it is saved and with how many threads does not change what is learned.
+    return training.model_dump(mode="json", exclude={"checkpoint_every", "threads"})
+
+
+def _network(model: str, args: dict[str, Any], base: Path) -> dict[str, Any]:
+    from edgekd.models.resolve import fingerprint
+
+    return {"model": model, "args": args, "source": fingerprint(model, base)}
+
+
+def _teacher(config: Config, base: Path) -> dict[str, Any]:
+    teacher = config.teacher
+    return {
+        "data": data_part(config, base),
+        "network": _network(teacher.model, teacher.args, base),
+        "weights": sha256_file(weights_path(config, base)) if teacher.weights else None,
+        "train": None if teacher.weights else _training(teacher.train),
+    }
+
+
+def weights_path(config: Config, base: Path) -> Path:
+    """The file `teacher.weights` names. Raises UsageError when there is none."""
+    path = base / (config.teacher.weights or "")
+    if not path.is_file():
+        raise UsageError(
+            f"no such file: {path}",
+            where="teacher.weights",
+            fix="give a .safetensors file or a weights-only checkpoint, or null to train it here",
+        )
+    return path
+
+
+def _distill(config: Config, base: Path) -> dict[str, Any]:
+    return {
+        "data": data_part(config, base),
+        "network": _network(config.student.model, config.student.args, base),
+        "distill": _training(config.distill),
+    }
+
+
+def _export(config: Config, base: Path) -> dict[str, Any]:
+    return config.export.model_dump(mode="json")
+
+
+def _verify(config: Config, base: Path) -> dict[str, Any]:
+    data = data_part(config, base)
+    return {"verify": config.verify.model_dump(mode="json"), "data": data}
+
+
+def _profile(config: Config, base: Path) -> dict[str, Any]:
+    from edgekd.profile.targets import find
+
+    targets = [find(name, base).model_dump(mode="json") for name in config.profile.targets]
+    # Numbers of one machine say nothing about another that the folder was copied to.
+    machine = [platform.node(), platform.machine(), platform.release()]
+    return {
+        "profile": config.profile.model_dump(mode="json"),
+        "targets": targets,
+        "machine": machine,
+        "data": data_part(config, base),
+    }
+
+
+def _gate(config: Config, base: Path) -> dict[str, Any]:
+    return config.gate.model_dump(mode="json")
+
+
+def _report(config: Config, base: Path) -> dict[str, Any]:
+    return config.model_dump(mode="json")
+
+
+_MODELS = ("*/model.json", "*/model.safetensors")
+_ROOMS = {
+    "teacher": "teachers",
+    "distill": "distill",
+    "export": "export",
+    "verify": "verify",
+    "profile": "profile",
+    "gate": "gate",
+    "report": "report",
+}
+_RUNTIMES = ("onnxruntime", "openvino", "numpy")
+
+LINE: tuple[Stage, ...] = (
+    Stage("teacher", 1, _teacher, (), "teacher", shareable=True),
+    Stage(
+        "distill",
+        1,
+        _distill,
+        ("teacher/model.json", "teacher/model.safetensors"),
+        "student",
+        shareable=True,
+    ),
+    Stage(
+        "export",
+        1,
+        _export,
+        _MODELS,
+        "export",
+        tools=("torch", "onnx", "onnxscript", "openvino"),
+        shareable=True,
+    ),
+    Stage("verify", 1, _verify, (*_MODELS, "export/*"), "verify", tools=_RUNTIMES, shareable=True),
+    Stage("profile", 1, _profile, ("export/*",), "profile", tools=_RUNTIMES),
+    Stage("gate", 1, _gate, ("verify/*", "profile/profile.json"), "gate"),
+    Stage("report", 1, _report, ("*/*",), ""),
+)
+
+NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

@@ -1,0 +1,49 @@
+"""Numerical parity: does the exported file compute the function that was trained?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgekd.errors import StageError
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How far apart two sets of logits are.
+
+    `max_abs` is max|Δ|; `max_relative` is max|Δ| / max|reference|, so that logits near zero do
+    not blow it up; `cosine` is the least cosine over the samples; `agreement` the share of
+    samples with the same top-1 answer.
+    """
+
+    max_abs: float
+    max_relative: float
+    cosine: float
+    agreement: float
+
+
+def compare(reference: np.ndarray, result: np.ndarray, *, where: str) -> Errors:
+    """Compare logits (n, classes) with the reference's, in float64.
+
+    Raises StageError when the shapes differ or the result is not finite.
+    """
+    if reference.shape != result.shape:
+        raise StageError(
+            f"gives logits of shape {result.shape} where PyTorch gives {reference.shape}",
+            where=where,
+        )
+    if not np.isfinite(result).all():
+        raise StageError("gives logits that are not finite where PyTorch's are", where=where)
+    a, b = reference.astype(np.float64), result.astype(np.float64)
+    difference = np.abs(a - b).max()
+    scale = max(np.abs(a).max(), np.finfo(np.float32).tiny)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    cosines = (a * b).sum(axis=1)[norms > 0] / norms[norms > 0]
+    return Errors(
+        max_abs=float(difference),
+        max_relative=float(difference / scale),
+        cosine=float(np.clip(cosines.min(), -1, 1)) if cosines.size else 1.0,
+        agreement=float((a.argmax(1) == b.argmax(1)).mean()),
+    )

@@ -1,0 +1,99 @@
+"""Stage `verify`: every exported file, in its own runtime, against the PyTorch model it came from."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from edgekd.artifacts import write_bytes
+from edgekd.distill.trainer import predict
+from edgekd.errors import StageError
+from edgekd.models import role as roles
+from edgekd.models.role import accuracy
+from edgekd.pipeline.stages import Context
+from edgekd.profile.device.runtimes import RUNTIMES, load
+from edgekd.results import ExportedFile, Parity, Role, VerifyReport
+from edgekd.verify.parity import compare
+
+_BATCH = 256
+
+
+def run(context: Context) -> None:
+    """Write `parity.json`, and `logits.npz` with every file's logits on the test split.
+
+    Raises StageError, after all files were looked at, when one exceeds the tolerance.
+    """
+    dataset, settings = context.dataset, context.config.verify
+    labels, classes = dataset.labels[dataset.test], len(dataset.classes)
+    files = context.run.export.files
+    torch_logits = {
+        role: predict(roles.load(context.run, role, context.base), dataset, dataset.test).numpy()
+        for role in get_args(Role)
+    }
+    logits = {f"pytorch/{role}": value for role, value in torch_logits.items()}
+    results: list[Parity] = []
+    with context.progress.task("verify", len(files)) as task:
+        for file in files:
+            for runtime in (name for name in RUNTIMES if file.format in RUNTIMES[name].formats):
+                session = load(runtime, context.run.path / file.path, threads=1, precision="f32")
+                answer = _run(session, context, file)
+                logits[f"{runtime}/{file.role}"] = answer
+                reference = torch_logits[file.role]
+                where = f"{file.path} in {runtime}"
+                sample = min(settings.samples, len(labels))
+                errors = compare(reference[:sample], answer[:sample], where=where)
+                results.append(
+                    Parity(
+                        role=file.role,
+                        format=file.format,
+                        runtime=runtime,
+                        path=file.path,
+                        precision=session.precision,
+                        samples=sample,
+                        max_abs_error=errors.max_abs,
+                        max_error=errors.max_relative,
+                        cosine=errors.cosine,
+                        agreement=errors.agreement,
+                        teacher_agreement=float(
+                            (answer.argmax(1) == torch_logits["teacher"].argmax(1)).mean()
+                        ),
+                        tolerance=settings.tolerance,
+                        passed=errors.max_relative <= settings.tolerance,
+                        accuracy=accuracy(answer.argmax(1), labels, classes),
+                    )
+                )
+            task.advance(file=Path(file.path).name)
+    _check(results)
+    VerifyReport(
+        reference={
+            role: accuracy(value.argmax(1), labels, classes) for role, value in torch_logits.items()
+        },
+        files=tuple(results),
+    ).write(context.folder / "parity.json")
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, labels=labels, indices=dataset.test, **logits)  # type: ignore[arg-type]
+    write_bytes(context.folder / "logits.npz", buffer.getvalue())
+
+
+def _run(session: object, context: Context, file: ExportedFile) -> np.ndarray:
+    test = context.dataset.test
+    chunks = [test[i : i + _BATCH] for i in range(0, len(test), _BATCH)]
+    return np.concatenate(
+        [session.run(context.dataset.tensor(chunk).numpy())[0] for chunk in chunks]  # type: ignore[attr-defined]
+    )
+
+
+def _check(results: list[Parity]) -> None:
+    failed = [r for r in results if not r.passed]
+    if failed:
+        worst = max(failed, key=lambda r: r.max_error)
+        raise StageError(
+            f"its logits differ from PyTorch's by {worst.max_error:.2e} of the largest logit; "
+            f"verify.tolerance is {worst.tolerance:.0e} ({len(failed)} of {len(results)} files fail)",
+            where=f"{worst.path} in {worst.runtime}",
+            fix="the export is not the same function; if the difference is acceptable to you, "
+            "raise verify.tolerance",
+        )
