@@ -30,11 +30,11 @@ def run(context: Context) -> None:
         name="student",
         teacher=_knowledge(context, views) if objective.needs_teacher else None,
     )
-    checkpoint.unlink(missing_ok=True)
     report = role.save(
         student, config.student, "student", context.folder, dataset,
         seed=config.seed, history=history,
     )  # fmt: skip
+    checkpoint.unlink(missing_ok=True)
     context.progress.say(f"  student accuracy: {report.test.value:.2%} on the test split (PyTorch)")
 
 

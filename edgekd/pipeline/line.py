@@ -55,7 +55,7 @@ def run_line(
             if record and record.key == key and stage.name != force and run.intact(record):
                 finished[stage.name] = record
                 continue
-            _announce(stage, len(done), progress)
+            progress.say(stage.name)
             # The report reads the manifest: it must already tell of this configuration.
             _write_manifest(run, config, base, stages, command)
             finished[stage.name] = _do(stage, key, config, base, run, progress, force)
@@ -132,10 +132,6 @@ def _recorded(run: Run) -> dict[str, StageRecord]:
     if not (run.path / "run.json").exists():
         return {}
     return dict(run.manifest.stages)
-
-
-def _announce(stage: Stage, count: int, progress: Progress) -> None:
-    progress.say(f"{stage.name}")
 
 
 def _write_manifest(

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import field_validator
+
 from edgekd.artifacts import disk_errors, sha256_file
 from edgekd.errors import UsageError
 from edgekd.results import (
@@ -41,6 +43,14 @@ class StageRecord(Record):
     seconds: float
     artifacts: dict[str, Artifact]
     reused_from: str | None = None
+
+    @field_validator("artifacts")
+    @classmethod
+    def _inside(cls, value: dict[str, Artifact]) -> dict[str, Artifact]:
+        for name in value:
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                raise ValueError(f"artifact {name!r} is outside the run folder")
+        return value
 
 
 class Manifest(Record):
@@ -163,9 +173,11 @@ class Run:
                 for name in names:
                     (partial / name).replace(folder / name)
             else:
-                shutil.rmtree(folder, ignore_errors=True)
-                partial.rename(folder)
-            shutil.rmtree(self.path / ".partial", ignore_errors=True)
+                _replace_folder(partial, folder)
+            shutil.rmtree(partial, ignore_errors=True)
+            # Other keys' half-done work stays: the user may come back to that configuration.
+            with contextlib.suppress(OSError):
+                partial.parent.rmdir()
         return {
             str((folder / name).relative_to(self.path)): _describe(folder / name) for name in names
         }
@@ -178,7 +190,7 @@ class Run:
         """
         for manifest_path in sorted(self.path.parent.glob("*/run.json")):
             other = Run(manifest_path.parent)
-            if other.path == self.path:
+            if other.path == self.path or other.path.stat().st_uid != os.geteuid():
                 continue
             with contextlib.suppress(UsageError, OSError):
                 record = other.manifest.stages.get(stage)
@@ -190,6 +202,16 @@ class Run:
                     _link(other.path / name, link)
                 return other.path
         return None
+
+
+def _replace_folder(new: Path, folder: Path) -> None:
+    """Rename `new` to `folder`; what was there goes only once the new one is in its place."""
+    old = new.with_name(f"{new.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _link(source: Path, target: Path) -> None:

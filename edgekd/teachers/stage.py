@@ -19,10 +19,10 @@ def run(context: Context) -> None:
     role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
     teacher = role.build(config.teacher, "teacher", dataset, seed=config.seed, base=context.base)
     history = None
+    checkpoint = context.folder / "checkpoint.pt"
     if config.teacher.weights:
         load_weights(teacher, weights_path(config, context.base))
     else:
-        checkpoint = context.folder / "checkpoint.pt"
         history = train(
             teacher,
             dataset,
@@ -34,7 +34,6 @@ def run(context: Context) -> None:
             progress=context.progress,
             name="teacher",
         )
-        checkpoint.unlink(missing_ok=True)
     report = role.save(
         teacher.eval(),
         config.teacher,
@@ -44,4 +43,5 @@ def run(context: Context) -> None:
         seed=config.seed,
         history=history,
     )
+    checkpoint.unlink(missing_ok=True)
     context.progress.say(f"  teacher accuracy: {report.test.value:.2%} on the test split (PyTorch)")

@@ -1,0 +1,36 @@
+import torch
+from torch.nn import functional as F
+
+from edgekd.distill.method import Knowledge
+from edgekd.distill.methods.kd import KD
+from edgekd.distill.objective import Objective
+
+
+def test_the_loss_is_alpha_cross_entropy_plus_one_minus_alpha_t_squared_kl():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(8, 5, generator=generator) for _ in range(2))
+    labels = torch.arange(8) % 5
+    alpha, T = 0.3, 4.0
+    objective = Objective(alpha, (KD(temperature=T, weight=1 - alpha),))
+    terms = objective.terms(Knowledge(student), Knowledge(teacher), labels)
+    kl = F.kl_div(
+        F.log_softmax(student / T, 1), F.softmax(teacher / T, 1), reduction="batchmean"
+    )
+    expected = alpha * F.cross_entropy(student, labels) + (1 - alpha) * T**2 * kl
+    assert set(terms) == {"cross_entropy", "kd"}
+    torch.testing.assert_close(sum(terms.values()), expected)
+
+
+def test_without_methods_no_teacher_is_asked():
+    objective = Objective()
+    assert not objective.needs_teacher
+    terms = objective.terms(Knowledge(torch.zeros(2, 3)), None, torch.tensor([0, 1]))
+    assert set(terms) == {"cross_entropy"}
+
+
+def test_alpha_zero_leaves_the_hard_labels_out():
+    objective = Objective(0.0, (KD(),))
+    terms = objective.terms(
+        Knowledge(torch.zeros(2, 3)), Knowledge(torch.ones(2, 3)), torch.tensor([0, 1])
+    )
+    assert set(terms) == {"kd"}

@@ -1,0 +1,98 @@
+import pytest
+
+from edgekd.config.schema import Budget, Gate
+from edgekd.errors import UsageError
+from edgekd.gate.budget import Figure, check_budgets
+
+
+def gate(*budgets, on_inconclusive="fail"):
+    return Gate(budgets=[Budget(**b) for b in budgets], on_inconclusive=on_inconclusive)
+
+
+def latency(value, low, high, runtime="onnxruntime", conclusive=True):
+    return Figure("latency_p50", value, (low, high), runtime, "local", conclusive)
+
+
+AT_MOST_20_MS = {"metric": "latency_p50", "max": "20 ms"}
+
+
+@pytest.mark.parametrize(
+    ("figure", "verdict", "code"),
+    [
+        (latency(0.010, 0.009, 0.011), "pass", 0),
+        (latency(0.030, 0.029, 0.031), "fail", 1),
+        (latency(0.019, 0.017, 0.021), "inconclusive", 4),
+        (latency(0.021, 0.019, 0.023), "inconclusive", 4),
+        (latency(0.020, 0.020, 0.020), "pass", 0),
+        (latency(0.010, 0.009, 0.011, conclusive=False), "inconclusive", 4),
+        (latency(0.030, 0.029, 0.031, conclusive=False), "fail", 1),
+    ],
+)
+def test_the_whole_interval_must_be_on_one_side_of_the_limit(figure, verdict, code):
+    report = check_budgets(gate(AT_MOST_20_MS), [figure])
+    assert (report.verdict, report.exit_code) == (verdict, code)
+
+
+@pytest.mark.parametrize("policy", ["warn", "pass"])
+def test_the_policy_lets_an_undecided_budget_through_but_says_so(policy):
+    report = check_budgets(gate(AT_MOST_20_MS, on_inconclusive=policy), [latency(0.02, 0.01, 0.03)])
+    assert (report.verdict, report.exit_code) == ("inconclusive", 0)
+
+
+def test_a_broken_budget_outweighs_an_undecided_one():
+    figures = [latency(0.02, 0.01, 0.03, "openvino"), latency(0.03, 0.029, 0.031)]
+    report = check_budgets(gate(AT_MOST_20_MS), figures)
+    assert [check.verdict for check in report.checks] == ["inconclusive", "fail"]
+    assert report.exit_code == 1
+
+
+def test_a_lower_limit_works_the_other_way_round():
+    figure = Figure("speedup", 4.0, (3.5, 4.5), "onnxruntime", "local")
+    assert check_budgets(gate({"metric": "speedup", "min": "3 x"}), [figure]).verdict == "pass"
+    assert check_budgets(gate({"metric": "speedup", "min": "5 x"}), [figure]).verdict == "fail"
+    assert (
+        check_budgets(gate({"metric": "speedup", "min": "4 x"}), [figure]).verdict
+        == "inconclusive"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "interval", "verdict"),
+    [
+        (0.007, (-0.002, 0.016), "pass"),
+        (0.012, (0.001, 0.023), "inconclusive"),
+        (0.040, (0.020, 0.060), "fail"),
+    ],
+)
+def test_accuracy_passes_by_its_count_and_fails_only_beyond_doubt(value, interval, verdict):
+    figure = Figure("accuracy_drop", value, interval, "onnxruntime")
+    report = check_budgets(gate({"metric": "accuracy_drop", "max": "1 point"}), [figure])
+    assert report.verdict == verdict
+
+
+def test_exact_figures_are_compared_as_they_are():
+    figure = Figure("size", 1000, None, "onnxruntime", "local")
+    assert check_budgets(gate({"metric": "size", "max": "1 kB"}), [figure]).verdict == "pass"
+    assert check_budgets(gate({"metric": "size", "max": "999 B"}), [figure]).verdict == "fail"
+
+
+def test_a_budget_may_speak_of_one_runtime_only():
+    figures = [latency(0.01, 0.009, 0.011), latency(0.03, 0.029, 0.031, "openvino")]
+    report = check_budgets(gate(AT_MOST_20_MS | {"runtime": "onnxruntime"}), figures)
+    assert [check.runtime for check in report.checks] == ["onnxruntime"]
+    assert report.exit_code == 0
+
+
+def test_a_budget_that_nothing_was_measured_for_is_an_error_not_a_pass():
+    with pytest.raises(UsageError, match=r"gate\.budgets\.0.*tensorrt") as caught:
+        check_budgets(gate(AT_MOST_20_MS | {"runtime": "tensorrt"}), [latency(0.01, 0.01, 0.01)])
+    assert "onnxruntime" in str(caught.value)
+
+
+def test_without_budgets_the_gate_passes():
+    assert check_budgets(gate(), [latency(1, 1, 1)]).exit_code == 0
+
+
+def test_a_check_reads_as_a_sentence():
+    (check,) = check_budgets(gate(AT_MOST_20_MS), [latency(0.03, 0.029, 0.031)]).checks
+    assert check.text == "latency_p50 on local/onnxruntime: 30 ms [29 ms, 31 ms], budget ≤ 20 ms"

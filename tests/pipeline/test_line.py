@@ -1,0 +1,271 @@
+"""The assembly line on real data: what is done again, what is not, and what a crash leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import edgekd
+from edgekd.artifacts import sha256_file
+from edgekd.errors import Interrupted, StageError, UsageError
+from edgekd.pipeline.line import run_line
+from edgekd.pipeline.run import Run
+from edgekd.pipeline.stages import NAMES
+from edgekd.progress import Silent
+
+# Real data and networks, as small and short as they can be.
+TINY = {
+    "name": "tiny",
+    "teacher": {
+        "model": "zoo:mlp",
+        "args": {"hidden": [64]},
+        "train": {"epochs": 4, "threads": 1, "learning_rate": 0.05},
+    },
+    "student": {"model": "zoo:mlp", "args": {"hidden": [16]}},
+    "distill": {"epochs": 4, "threads": 1, "learning_rate": 0.05},
+    "profile": {"min_seconds": 0.05, "max_seconds": 2, "interval": 0.5},
+    "gate": {"budgets": [{"metric": "accuracy", "min": "30 %"}]},
+}
+
+
+def merged(base, changes):
+    result = dict(base)
+    for key, value in changes.items():
+        inner = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if inner else value
+    return result
+
+
+def line(out, until="report", *, force=None, **changes):
+    config, base = edgekd.api.resolve(merged(TINY, changes))
+    return run_line(
+        config, base=base, out=out, until=until, force=force, progress=Silent(), command="test"
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A complete tiny run, never changed by a test."""
+    path = tmp_path_factory.mktemp("line") / "tiny"
+    run, done = line(path)
+    assert done == list(NAMES)
+    return run
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A private copy of the complete run; its neighbours are its own."""
+    path = tmp_path / "runs" / "tiny"
+    shutil.copytree(finished.path, path)
+    return Run(path)
+
+
+def weights(run, role="student"):
+    return sha256_file(run.path / role / "model.safetensors")
+
+
+def test_a_complete_run_has_every_artifact(finished):
+    for name in (
+        "run.json", "report.html", "report.json", "teacher/model.safetensors",
+        "student/model.safetensors", "export/student.onnx", "export/student.xml",
+        "export/teacher.bin", "verify/parity.json", "profile/profile.json", "gate/gate.json",
+    ):  # fmt: skip
+        assert (finished.path / name).stat().st_size > 0, name
+    assert finished.exit_code == 0
+    assert not (finished.path / ".partial").exists()
+
+
+def test_verify_and_profile_speak_of_every_file_in_its_runtime(finished):
+    expected = {
+        (role, runtime) for role in ("teacher", "student") for runtime in ("onnxruntime", "openvino")
+    }
+    assert {(f.role, f.runtime) for f in finished.verify.files} == expected
+    assert {(m.role, m.runtime) for m in finished.profile.measurements} == expected
+    assert all(f.passed and f.precision == "f32" for f in finished.verify.files)
+    assert all(m.provenance == "measured" for m in finished.profile.measurements)
+
+
+def test_nothing_is_done_twice(run):
+    assert line(run.path)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "redone"),
+    [
+        ({"gate": {"on_inconclusive": "warn"}}, ["gate", "report"]),
+        ({"name": "other"}, ["report"]),
+        (
+            {"distill": {"methods": [{"kd": {"temperature": 2}}]}},
+            ["distill", "export", "verify", "profile", "gate", "report"],
+        ),
+        ({"distill": {"checkpoint_every": 1}}, ["report"]),
+        ({"verify": {"tolerance": 1e-3}}, ["verify", "gate", "report"]),
+        ({"profile": {"min_seconds": 0.06}}, ["profile", "gate", "report"]),
+        ({"seed": 1}, list(NAMES)),
+    ],
+)
+def test_a_change_redoes_exactly_what_depends_on_it(run, changes, redone):
+    assert line(run.path, **changes)[1] == redone
+
+
+def test_a_lost_or_damaged_artifact_is_made_again(run):
+    (run.path / "gate/gate.json").unlink()
+    assert line(run.path)[1] == ["gate"]
+    weights_file = run.path / "student/model.safetensors"
+    before = sha256_file(weights_file)
+    data = bytearray(weights_file.read_bytes())
+    data[-1] ^= 1
+    weights_file.write_bytes(data)
+    assert line(run.path, "distill")[1] == ["distill"]
+    assert sha256_file(weights_file) == before
+
+
+def test_a_touched_artifact_is_still_what_it_was(run):
+    os.utime(run.path / "export/student.onnx")
+    assert line(run.path)[1] == []
+
+
+def test_force_does_a_stage_again(run):
+    assert line(run.path, force="gate")[1] == ["gate"]
+
+
+def test_until_stops_there(tmp_path):
+    run, done = line(tmp_path / "r", until="teacher")
+    assert done == ["teacher"]
+    assert not (run.path / "student").exists()
+
+
+def test_a_neighbouring_run_with_the_same_teacher_lends_it(run):
+    other, _ = line(run.path.parent / "other", "distill", student={"args": {"hidden": [8]}})
+    record = other.manifest.stages["teacher"]
+    assert record.reused_from == str(run.path)
+    assert weights(other, "teacher") == weights(run, "teacher")
+    assert weights(other) != weights(run)
+
+
+def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
+    again, _ = line(tmp_path / "alone" / "r", "distill")
+    assert weights(again) == weights(finished)
+    assert weights(again, "teacher") == weights(finished, "teacher")
+
+
+def test_training_that_is_killed_goes_on_to_the_same_weights(finished, tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps(merged(TINY, {"distill": {"checkpoint_every": 0}, "teacher": {"train": {"checkpoint_every": 0}}})))
+    out = tmp_path / "alone" / "r"
+    command = [sys.executable, "-m", "edgekd", "distill", str(config), "--out", str(out), "-q"]
+    kills = 0
+    for delay in (0.02, 0.1, 0.2, 0.3):
+        process = subprocess.Popen(command)
+        deadline = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < deadline:
+            if list(out.glob(".partial/*/checkpoint.pt")):
+                time.sleep(delay)
+                break
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert kills >= 2, "the training was never killed in the middle"
+    subprocess.run(command, check=True)
+    assert weights(Run(out), "teacher") == weights(finished, "teacher")
+    assert weights(Run(out)) == weights(finished)
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(finished, tmp_path):
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps(TINY))
+    out = tmp_path / "alone" / "r"
+    command = [sys.executable, "-m", "edgekd", "distill", str(config), "--out", str(out)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob(".partial/teacher-*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert "Traceback" not in errors
+    if process.returncode == 130:
+        assert "same command" in errors
+    subprocess.run([*command, "-q"], check=True)
+    assert weights(Run(out)) == weights(finished)
+
+
+def test_two_commands_never_write_the_same_run(run):
+    with run.locked(), pytest.raises(UsageError, match="another edgekd"):
+        line(run.path)
+
+
+def test_a_failing_stage_leaves_earlier_artifacts_intact(run):
+    before = {p: sha256_file(p) for p in run.path.rglob("*") if p.is_file() and p.name != "run.json"}
+    with pytest.raises(StageError, match="loss"):
+        line(run.path, distill={"learning_rate": 1e30, "warmup": 0.0, "optimizer": "sgd"})
+    after = {p: sha256_file(p) for p in before}
+    assert after == before
+
+
+def test_a_tolerance_that_no_file_meets_fails_the_run(run):
+    with pytest.raises(StageError, match=r"differ from PyTorch.*verify\.tolerance") as caught:
+        line(run.path, verify={"tolerance": 1e-12})
+    assert caught.value.exit_code == 3
+
+
+def test_a_broken_budget_is_exit_code_1_and_still_a_report(run):
+    result, done = line(run.path, gate={"budgets": [{"metric": "size", "max": "1 B"}]})
+    assert done == ["gate", "report"]
+    assert result.exit_code == 1
+
+
+def test_a_run_that_is_not_one_is_refused(tmp_path):
+    with pytest.raises(UsageError, match="not a run folder"):
+        Run.open(tmp_path)
+
+
+def test_an_edited_result_is_one_clear_error(run):
+    path = run.path / "gate/gate.json"
+    path.write_text('{"verdict": "maybe"}')
+    with pytest.raises(UsageError, match=r"gate\.json"):
+        run.gate  # noqa: B018
+
+
+def test_an_unwritable_output_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match="cannot be written"):
+        line(tmp_path / "file" / "run", "teacher")
+
+
+def test_a_full_disk_is_one_clear_error_and_earlier_artifacts_stay(tmp_path, finished):
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() != 0 or subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True
+    ).returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        run, _ = line(small / "r", "teacher", teacher={"args": {"hidden": [256]}})
+        before = weights(run, "teacher")
+        with pytest.raises(StageError, match="disk is full"):
+            line(small / "r", "distill", teacher={"args": {"hidden": [256]}},
+                 student={"args": {"hidden": [4096]}})  # fmt: skip
+        assert weights(run, "teacher") == before
+        assert run.manifest.stages["teacher"]
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def test_interrupted_has_its_own_exit_code():
+    assert Interrupted("x").exit_code == 130
+
+
+def test_the_api_offers_every_stage(run, tmp_path):
+    result = edgekd.gate(TINY, out=run.path)
+    assert isinstance(result, Run)
+    assert result.gate.verdict == "pass"
+    assert Path(edgekd.compress(TINY, out=run.path).path, "report.html").exists()
+    with pytest.raises(AttributeError):
+        edgekd.nothing  # noqa: B018
