@@ -46,6 +46,7 @@ class Method(BaseModel):
     name: ClassVar[str]
     needs: ClassVar[frozenset[Kind]]
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
+    warmup: int = Field(0, ge=0, description="Epochs over which the weight rises linearly.")
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         """The scalar loss, mean over the batch, before `weight`."""

@@ -23,13 +23,14 @@ class Objective:
         return bool(self.methods)
 
     def terms(
-        self, student: Knowledge, teacher: Knowledge | None, labels: Tensor
+        self, student: Knowledge, teacher: Knowledge | None, labels: Tensor, epoch: int = 0
     ) -> dict[str, Tensor]:
-        """The weighted scalar terms of one batch; their sum is the loss."""
+        """The weighted scalar terms of one batch of the (0-based) epoch; their sum is the loss."""
         terms: dict[str, Tensor] = {}
         if self.alpha:
             terms["cross_entropy"] = self.alpha * F.cross_entropy(student.logits, labels)
         for method in self.methods:
             assert teacher is not None
-            terms[method.name] = method.weight * method(student, teacher, labels)
+            warm = min(1.0, (epoch + 1) / max(1, method.warmup))
+            terms[method.name] = warm * method.weight * method(student, teacher, labels)
         return terms

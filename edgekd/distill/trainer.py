@@ -92,7 +92,7 @@ def train(
                     inputs = views.batch(indices, view)
                     known = teacher(inputs, indices, view) if teacher else None
                     student = Knowledge(model(inputs))
-                    terms = objective.terms(student, known, labels[indices])
+                    terms = objective.terms(student, known, labels[indices], state.epoch)
                     loss = torch.stack(list(terms.values())).sum()
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]

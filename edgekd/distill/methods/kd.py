@@ -1,4 +1,4 @@
-"""Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), §2."""
+"""Hinton, Vinyals, Dean 2015, "Distilling the Knowledge in a Neural Network", §2 (arXiv 1503.02531)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,25 @@ if TYPE_CHECKING:
 class KD(Method):
     """T²·KL(p ‖ q), p and q the teacher's and the student's softmax at temperature T.
 
-    T² keeps the gradient's size independent of T: ∂C/∂z = T·(q − p) ≈ (z − v)/N for large T (eq. 4).
+    T² keeps the gradient's size independent of T: ∂C/∂z = T·(q − p), (z − v)/N for T → ∞ (eq. 4).
+    `standardize` first scales each sample's logits to mean 0 and deviation 1 (Sun et al. 2024,
+    "Logit Standardization in Knowledge Distillation", arXiv 2403.01427; its T is 2, its weight 9).
     """
 
     temperature: float = Field(4.0, gt=0, le=1000)
+    standardize: bool = False
     weight: float = Field(0.9, ge=0, allow_inf_nan=False)
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         T = self.temperature
-        log_p = (teacher.logits / T).log_softmax(dim=1)
-        log_q = (student.logits / T).log_softmax(dim=1)
+        z, v = student.logits, teacher.logits
+        if self.standardize:
+            z, v = standardized(z), standardized(v)
+        log_p, log_q = (v / T).log_softmax(dim=1), (z / T).log_softmax(dim=1)
         kl = (log_p.exp() * (log_p - log_q)).sum(dim=1)
         return T**2 * kl.mean()
+
+
+def standardized(z: Tensor) -> Tensor:
+    """Each row's Z-score (Sun et al. 2024, eq. 11)."""
+    return (z - z.mean(dim=1, keepdim=True)) / (z.std(dim=1, keepdim=True) + 1e-7)
