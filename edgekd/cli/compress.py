@@ -14,7 +14,7 @@ from edgekd.cli.summary import print_summary
 @click.command("compress")
 @line_options
 @click.pass_context
-def command(ctx: click.Context, **options: Any) -> None:
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Teacher to report: run the whole line.
 
     CONFIG is a YAML file (`edgekd init` writes one) or an existing run folder. What is already

@@ -13,7 +13,7 @@ from edgekd.cli.summary import print_summary
 @click.command("gate")
 @line_options
 @click.pass_context
-def command(ctx: click.Context, **options: Any) -> None:
+def command(ctx: click.Context, /, **options: Any) -> None:
     """Hold the budgets against the results; the exit code is the verdict."""
     run = run_until("gate", **options)
     if options["as_json"]:

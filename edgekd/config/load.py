@@ -90,7 +90,7 @@ def _plain(
         raise UsageError("too many keys for a configuration", where=f"{where}:{line}")
     inside = (*open_nodes, node)
     if isinstance(node, yaml.MappingNode):
-        loader.flatten_mapping(node)  # type: ignore[no-untyped-call]
+        loader.flatten_mapping(node)
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key_line = key_node.start_mark.line + 1
@@ -116,7 +116,7 @@ def _scalar(
     if not isinstance(node, yaml.ScalarNode):
         raise UsageError("a list or a mapping cannot be a key", where=where)
     try:
-        value = loader.construct_object(node, deep=True)  # type: ignore[no-untyped-call]
+        value = loader.construct_object(node, deep=True)
     except (ValueError, AttributeError, TypeError, KeyError):
         # PyYAML's own constructors fail in these ways on a tag that does not fit its text.
         raise UsageError(

@@ -1,0 +1,87 @@
+"""Budgets and parity in words, the same on the terminal and in the HTML report."""
+
+from __future__ import annotations
+
+from edgekd.config.schema import DIMENSIONS
+from edgekd.config.units import Dimension
+from edgekd.report.comparison import Value
+from edgekd.results import Check, GateReport, Verdict, VerifyReport
+
+_WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive"}
+_NAMES = {
+    "latency_p50": "latency p50",
+    "latency_p90": "latency p90",
+    "latency_p99": "latency p99",
+    "accuracy_drop": "accuracy drop",
+    "memory": "peak memory, model",
+    "memory_ratio": "memory ratio",
+    "size": "file size",
+    "agreement": "agreement with the teacher",
+    "parity_error": "parity error",
+}
+
+
+def verdict_word(verdict: Verdict) -> str:
+    """pass, FAIL or inconclusive."""
+    return _WORDS[verdict]
+
+
+def metric_name(metric: str) -> str:
+    """A budget's metric as people say it."""
+    return _NAMES.get(metric, metric)
+
+
+def place(check: Check) -> str:
+    """The runtime, and the target for what was measured on one."""
+    return f"{check.runtime} on {check.target}" if check.target else check.runtime
+
+
+def measured(check: Check) -> Value:
+    """What was held against the budget."""
+    dimensions: dict[str, Dimension] = {**DIMENSIONS}
+    return Value(check.value, dimensions.get(check.metric, "number"), check.interval)
+
+
+def gate_sentences(gate: GateReport) -> tuple[str, str]:
+    """The verdict as a headline, and why."""
+    count = len(gate.checks)
+    if count == 0:
+        return "No budgets", "No budgets are set, so there was nothing to hold the student against."
+    broken = [check for check in gate.checks if check.verdict == "fail"]
+    undecided = [check for check in gate.checks if check.verdict == "inconclusive"]
+    if broken:
+        return "Fail", f"{_of(len(broken), count)} broken: {_list(broken)}."
+    if undecided:
+        why = f"{_of(len(undecided), count)} undecided: {_list(undecided)}."
+        if gate.exit_code == 0:
+            why += " gate.on_inconclusive lets it pass."
+        return "Inconclusive", why
+    return "Pass", "The budget holds." if count == 1 else f"All {count} budgets hold."
+
+
+def parity_sentence(report: VerifyReport) -> str:
+    """How closely the deployed files follow the PyTorch models, in one line."""
+    if not report.files:
+        return "parity: no file was compared"
+    worst = max(report.files, key=lambda p: p.max_error / p.tolerance)
+    agreement = min(p.agreement for p in report.files)
+    failed = sum(not p.passed for p in report.files)
+    verdict = f"{failed} of {len(report.files)} files FAIL" if failed else "pass"
+    count = "1 file" if len(report.files) == 1 else f"{len(report.files)} files"
+    return (
+        f"parity: {verdict}; {count}, largest error {worst.max_error:.1e} of the largest logit "
+        f"(limit {worst.tolerance:.0e}), top-1 agreement at least {agreement * 100:.4g} %"
+    )
+
+
+def _of(some: int, count: int) -> str:
+    if count == 1:
+        return "The budget is"
+    return f"{some} of {count} budgets {'is' if some == 1 else 'are'}"
+
+
+def _list(checks: list[Check]) -> str:
+    return "; ".join(
+        f"{metric_name(c.metric)} with {place(c)} is {measured(c).text}, the budget {c.limit}"
+        for c in checks
+    )

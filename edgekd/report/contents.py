@@ -1,0 +1,118 @@
+"""Everything a run folder holds, read once; what is not done yet is None."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from edgekd.errors import UsageError
+from edgekd.results import (
+    ExportReport,
+    GateReport,
+    History,
+    ModelCard,
+    ProfileReport,
+    Role,
+    TrainingReport,
+    VerifyReport,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekd.pipeline.run import Manifest, Run, StageRecord
+
+T = TypeVar("T")
+
+# The stages that a report is made of, in their order on the line.
+STAGES = ("teacher", "distill", "export", "verify", "profile", "gate")
+ROLES: tuple[Role, Role] = ("teacher", "student")
+_STAGE_OF: dict[Role, str] = {"teacher": "teacher", "student": "distill"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network: its card, its PyTorch accuracy, and its loss curves unless weights were given."""
+
+    card: ModelCard
+    training: TrainingReport
+    history: History | None
+
+
+@dataclass(frozen=True)
+class Contents:
+    """The typed artifacts of a run. `models` has the roles whose stage is done."""
+
+    manifest: Manifest
+    models: Mapping[Role, Trained]
+    export: ExportReport | None
+    verify: VerifyReport | None
+    profile: ProfileReport | None
+    gate: GateReport | None
+
+    @property
+    def stages(self) -> dict[str, StageRecord]:
+        """The finished stages in the order of the line, without the report itself."""
+        done = self.manifest.stages
+        return {name: done[name] for name in STAGES if name in done}
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The stages that are not done."""
+        return tuple(name for name in STAGES if name not in self.manifest.stages)
+
+    def digest(self, path: str) -> str | None:
+        """The SHA-256 that the manifest has for a run-relative path."""
+        for record in self.manifest.stages.values():
+            if path in record.artifacts:
+                return record.artifacts[path].sha256
+        return None
+
+
+def read(run: Run) -> Contents:
+    """Read what the manifest says is done; files without a manifest line are not trusted.
+
+    Raises UsageError when an artifact of a finished stage is missing or was edited.
+    """
+    manifest = run.manifest
+
+    def if_done(stage: str, read_artifact: Callable[[], T]) -> T | None:
+        return read_artifact() if stage in manifest.stages else None
+
+    return Contents(
+        manifest=manifest,
+        models={
+            role: Trained(run.card(role), run.training(role), run.history(role))
+            for role in ROLES
+            if _STAGE_OF[role] in manifest.stages
+        },
+        export=if_done("export", lambda: run.export),
+        verify=if_done("verify", lambda: run.verify),
+        profile=if_done("profile", lambda: run.profile),
+        gate=if_done("gate", lambda: run.gate),
+    )
+
+
+def latency_samples(run: Run) -> dict[str, np.ndarray]:
+    """Seconds per call of every measurement, by `Latency.samples`; empty when they were not kept.
+
+    Raises UsageError when `profile/samples.npz` is not an archive of plain arrays.
+    """
+    import numpy as np
+
+    path = run.path / "profile/samples.npz"
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name], dtype=np.float64) for name in archive.files}
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"not an archive of latency samples: {error}",
+            where=str(path),
+            fix="run edgekd profile with --force",
+        ) from None
+    return {name: a[np.isfinite(a) & (a > 0)] for name, a in arrays.items() if a.ndim == 1}

@@ -1,0 +1,376 @@
+"""The report as one HTML file that opens from disk: no script, no network, light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from edgekd.config.units import format_quantity
+from edgekd.report import checks, plots
+from edgekd.report.comparison import Group, Row, figure_text, groups, interval_text, points_text
+from edgekd.report.contents import ROLES, Contents, latency_samples, read
+from edgekd.results import Accuracy, Epoch, History, Measurement, Parity, Role
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekd.pipeline.run import Run
+
+# Longer tables stay in report.json: they would make the page heavy and nobody reads them to the end.
+_MOST_CLASSES_PLOTTED = 20
+_MOST_CLASSES_LISTED = 200
+_MOST_EPOCHS_LISTED = 60
+_MOST_PLACES_PLOTTED = 12
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One of the figures at the top: what is gained, and from what to what."""
+
+    label: str
+    figure: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """An inline SVG over its table; `rows` are texts, the first column names the row."""
+
+    title: str
+    svg: Markup
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of an environment: dotted name and value as text."""
+
+    name: str
+    value: str
+
+
+def render(run: Run) -> str:
+    """The report of everything the run holds; what is missing is said in a sentence.
+
+    Every text from models, data and devices is escaped. Raises UsageError when an artifact of a
+    finished stage is missing or was edited.
+    """
+    contents = read(run)
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    template = environment.from_string(_resource("report.html.j2"))
+    compared = groups(contents)
+    return template.render(
+        style=Markup(_resource("style.css")),  # noqa: S704 (our own file)
+        manifest=contents.manifest,
+        name=contents.manifest.config.get("name", "run"),
+        models={role: trained.card for role, trained in contents.models.items()},
+        finished=max((record.started for record in contents.stages.values()), default=None),
+        missing=contents.missing,
+        gate=contents.gate,
+        sentences=checks.gate_sentences(contents.gate) if contents.gate else None,
+        checks=checks,
+        warnings=contents.profile.warnings if contents.profile else (),
+        tiles=tuple(_tiles(contents, compared)),
+        groups=compared,
+        pareto=tuple(_pareto(contents)),
+        distributions=tuple(_distributions(contents, run)),
+        profiled=contents.profile is not None,
+        per_class=_per_class(contents),
+        training=tuple(_training(contents)),
+        given=tuple(role for role, m in contents.models.items() if m.history is None),
+        parity=_parity(contents),
+        parity_sentence=checks.parity_sentence(contents.verify) if contents.verify else None,
+        environments=_environments(contents),
+        stages=contents.stages,
+        seconds=lambda value: format_quantity(value, "time"),
+        size=lambda value: format_quantity(value, "bytes"),
+        config=yaml.safe_dump(contents.manifest.config, sort_keys=False, allow_unicode=True),
+    )
+
+
+def _resource(name: str) -> str:
+    return resources.files("edgekd.report").joinpath(name).read_text(encoding="utf-8")
+
+
+def _tiles(contents: Contents, compared: list[Group]) -> Iterator[Tile]:
+    """What the reader came for, from the place where the student is fastest."""
+    best = _fastest(contents)
+    rows = {
+        row.label: (group, row)
+        for group in compared
+        if best and (group.target, group.runtime) == (best.target, best.runtime)
+        for row in group.rows
+    }
+    for label, key in (
+        ("Accuracy", "test accuracy"),
+        ("Latency", "latency p50"),
+        ("Memory", "peak memory, model"),
+        ("File size", "file size"),
+    ):
+        if key in rows and rows[key][1].change:
+            yield _tile(label, *rows[key])
+    parameters = next((r for g in compared for r in g.rows if r.label == "parameters"), None)
+    if not rows and parameters and parameters.change:
+        yield _tile("Parameters", compared[0], parameters)
+
+
+def _fastest(contents: Contents) -> Measurement | None:
+    students = [
+        m for m in (contents.profile.measurements if contents.profile else ()) if m.role == "student"
+    ]
+    first = students[0].target if students else None
+    return min(
+        (m for m in students if m.target == first), key=lambda m: m.latency.p50, default=None
+    )
+
+
+def _tile(label: str, group: Group, row: Row) -> Tile:
+    assert row.teacher and row.student and row.change
+    return Tile(label, row.change.text, f"{row.teacher.text} → {row.student.text}, {group.title}")
+
+
+def _pareto(contents: Contents) -> Iterator[Plot]:
+    """One plot per target: latencies of different devices are not for choosing between."""
+    if contents.profile is None or contents.verify is None:
+        return
+    accuracies = {(p.role, p.runtime, p.format): p.accuracy for p in contents.verify.files}
+    targets = dict.fromkeys(m.target for m in contents.profile.measurements)
+    for position, target in enumerate(list(targets)[:_MOST_PLACES_PLOTTED]):
+        pairs = [
+            (m, accuracies[m.role, m.runtime, m.format])
+            for m in contents.profile.measurements
+            if m.target == target and (m.role, m.runtime, m.format) in accuracies
+        ]
+        if not pairs:
+            continue
+        title = f"Test accuracy against p50 latency on {target}"
+        points = [
+            plots.Point(m.role, m.runtime, m.latency.p50, m.latency.p50_interval, a.value, a.interval)
+            for m, a in pairs
+        ]
+        yield Plot(
+            title,
+            Markup(plots.pareto(points, name=f"pareto-{position}", title=title)),  # noqa: S704
+            ("file", "runtime", "p50", "95 % interval", "accuracy", "95 % interval"),
+            tuple(
+                (
+                    m.path,
+                    m.runtime,
+                    figure_text(m.latency.p50, "time"),
+                    interval_text(m.latency.p50_interval, "time"),
+                    figure_text(a.value, "share"),
+                    interval_text(a.interval, "share"),
+                )
+                for m, a in pairs
+            ),
+        )
+
+
+def _distributions(contents: Contents, run: Run) -> Iterator[Plot]:
+    if contents.profile is None:
+        return
+    samples = latency_samples(run)
+    places: dict[tuple[str, str, str], dict[Role, Measurement]] = {}
+    for m in contents.profile.measurements:
+        if len(samples.get(m.latency.samples, ())) > 0:
+            places.setdefault((m.target, m.runtime, m.format), {})[m.role] = m
+    for position, ((target, runtime, _), pair) in enumerate(places.items()):
+        if position == _MOST_PLACES_PLOTTED:
+            return
+        title = f"Latency of {runtime} on {target}"
+        values: dict[Role, np.ndarray] = {
+            role: samples[pair[role].latency.samples] for role in ROLES if role in pair
+        }
+        svg = plots.distribution(values, name=f"latency-{position}", title=title)
+        yield Plot(
+            title,
+            Markup(svg),  # noqa: S704 (written by plots, names escaped)
+            ("model", "calls", "min", "p50", "p90", "p99", "max"),
+            tuple(
+                (
+                    role,
+                    f"{pair[role].latency.count:,}",
+                    *(
+                        figure_text(getattr(pair[role].latency, name), "time")
+                        for name in ("min", "p50", "p90", "p99", "max")
+                    ),
+                )
+                for role in values
+            ),
+        )
+
+
+def _per_class(contents: Contents) -> Plot | None:
+    """Of the first runtime that ran both files; the others compute the same function."""
+    chosen = _first_pair(contents)
+    if chosen is None:
+        return None
+    classes = contents.models[next(iter(contents.models))].card.classes
+    shares = {role: _shares(parity.accuracy) for role, parity in chosen.items()}
+    rows = [
+        plots.ClassAccuracy(name, teacher, student)
+        for name, teacher, student in zip(classes, shares["teacher"], shares["student"], strict=False)
+    ]
+    if not rows:
+        return None
+    changed = sorted(rows, key=_difference)
+    several = len(rows) > _MOST_CLASSES_PLOTTED
+    plotted = changed[:_MOST_CLASSES_PLOTTED] if several else rows
+    title = f"Test accuracy by class, {chosen['student'].runtime}"
+    notes = []
+    if several:
+        notes.append(f"Plotted: the {len(plotted)} classes of {len(rows)} that lose the most.")
+    if len(rows) > _MOST_CLASSES_LISTED:
+        notes.append(f"Listed: {_MOST_CLASSES_LISTED}; report.json has all.")
+    listed = changed[:_MOST_CLASSES_LISTED] if several else rows
+    totals = {name: total for name, (_, total) in zip(classes, chosen["student"].accuracy.per_class, strict=False)}
+    return Plot(
+        title,
+        Markup(plots.per_class(plotted, name="classes", title=title)),  # noqa: S704
+        ("class", "samples", "teacher", "student", "difference"),
+        tuple(
+            (
+                c.name,
+                f"{totals[c.name]:,}",
+                _share(c.teacher),
+                _share(c.student),
+                _points(c.teacher, c.student),
+            )
+            for c in listed
+        ),
+        " ".join(notes),
+    )
+
+
+def _first_pair(contents: Contents) -> dict[Role, Parity] | None:
+    if contents.verify is None or not contents.models:
+        return None
+    pairs: dict[tuple[str, str], dict[Role, Parity]] = {}
+    for parity in contents.verify.files:
+        pairs.setdefault((parity.runtime, parity.format), {})[parity.role] = parity
+    return next((pair for pair in pairs.values() if len(pair) == len(ROLES)), None)
+
+
+def _shares(accuracy: Accuracy) -> list[float | None]:
+    return [correct / total if total else None for correct, total in accuracy.per_class]
+
+
+def _difference(c: plots.ClassAccuracy) -> float:
+    return 0.0 if c.teacher is None or c.student is None else c.student - c.teacher
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else figure_text(value, "share")
+
+
+def _points(teacher: float | None, student: float | None) -> str:
+    if teacher is None or student is None:
+        return "–"
+    return points_text(student - teacher)
+
+
+def _training(contents: Contents) -> Iterator[Plot]:
+    for role, trained in contents.models.items():
+        history = trained.history
+        if history is None or not history.epochs:
+            continue
+        title = f"Training of the {role}"
+        names = tuple(dict.fromkeys(name for epoch in history.epochs for name in epoch.losses))
+        listed = _listed(history)
+        shown = "" if len(listed) == len(history.epochs) else "; report.json has all of them"
+        yield Plot(
+            title,
+            Markup(plots.curves(role, history, name=f"training-{role}", title=title)),  # noqa: S704
+            ("epoch", *names, "validation accuracy", "validation loss", "learning rate"),
+            tuple(_epoch(epoch, names) for epoch in listed),
+            f"{len(history.epochs)} epochs in {format_quantity(history.seconds, 'time')}; "
+            f"kept: epoch {_kept(history)}{shown}.",
+        )
+
+
+def _listed(history: History) -> list[Epoch]:
+    step = -(-len(history.epochs) // _MOST_EPOCHS_LISTED)
+    last = len(history.epochs) - 1
+    return [
+        epoch
+        for i, epoch in enumerate(history.epochs)
+        if i % step == 0 or i in (history.best, last)
+    ]
+
+
+def _epoch(epoch: Epoch, names: tuple[str, ...]) -> tuple[str, ...]:
+    return (
+        str(epoch.epoch + 1),
+        *(f"{epoch.losses[name]:.4g}" if name in epoch.losses else "–" for name in names),
+        figure_text(epoch.validation_accuracy, "share"),
+        f"{epoch.validation_loss:.4g}",
+        f"{epoch.learning_rate:.3g}",
+    )
+
+
+def _kept(history: History) -> int:
+    return history.epochs[history.best].epoch + 1
+
+
+def _parity(contents: Contents) -> tuple[tuple[Parity, Mapping[str, str]], ...]:
+    files = contents.verify.files if contents.verify else ()
+    return tuple(
+        (
+            p,
+            {
+                "max_error": f"{p.max_error:.2e}",
+                "max_abs_error": f"{p.max_abs_error:.2e}",
+                "cosine": f"{p.cosine:.8f}",
+                "agreement": figure_text(p.agreement, "share"),
+                "teacher_agreement": figure_text(p.teacher_agreement, "share"),
+                "accuracy": figure_text(p.accuracy.value, "share"),
+            },
+        )
+        for p in files
+    )
+
+
+def _environments(contents: Contents) -> dict[str, tuple[Item, ...]]:
+    """What each target said of itself, then what the line ran in."""
+    found = {
+        f"target {target}": tuple(_items(values))
+        for target, values in (contents.profile.environment if contents.profile else {}).items()
+    }
+    found["edgekd ran in"] = tuple(_items(contents.manifest.environment))
+    return found
+
+
+def _items(value: Mapping[str, object], prefix: str = "") -> Iterator[Item]:
+    for name, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            yield from _items(inner, f"{prefix}{name}.")
+        else:
+            yield Item(f"{prefix}{name}", _plain(inner))
+
+
+def _plain(value: object) -> str:
+    match value:
+        case None:
+            return "–"
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case list() | tuple():
+            return ", ".join(map(_plain, value)) or "–"
+        case _:
+            return str(value)

@@ -1,0 +1,407 @@
+"""Plots as inline SVG: small, themed by CSS, and inert whatever the names in them are."""
+
+from __future__ import annotations
+
+import io
+import re
+import unicodedata
+import warnings
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from edgekd.config.units import format_quantity
+from edgekd.report.contents import ROLES
+from edgekd.results import History, Interval, Role
+
+# Stand-ins that become CSS once the SVG is written, so that one plot serves light, dark and print.
+_INK = "#010203"
+_PAPER = "#010204"
+_COLOUR: dict[Role, str] = {"teacher": "#010205", "student": "#010206"}
+_CSS = {
+    _INK: "currentColor",
+    _PAPER: "var(--surface)",
+    _COLOUR["teacher"]: "var(--teacher)",
+    _COLOUR["student"]: "var(--student)",
+}
+# The two models differ in more than colour: in print and to the colour-blind too.
+_DASH: dict[Role, str | tuple[int, tuple[float, ...]]] = {"teacher": (0, (5, 1.5)), "student": "-"}
+_RUNTIME_MARKERS = "osD^vPX*"
+_TERM_DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
+    "-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (3, 1, 1, 1, 1, 1)),
+)  # fmt: skip
+_POINTS = 400
+# For the time of one plot; whatever the user's matplotlibrc says, no text is run as TeX or maths.
+_SETTINGS = {
+    "text.usetex": False,
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "edgekd",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 11,
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One deployed file: p50 in seconds against test accuracy in [0, 1], with 95 % intervals."""
+
+    role: Role
+    runtime: str
+    latency: float
+    latency_interval: Interval
+    accuracy: float
+    accuracy_interval: Interval
+
+
+@dataclass(frozen=True)
+class ClassAccuracy:
+    """A class with the accuracies of both models on its test samples; None without samples."""
+
+    name: str
+    teacher: float | None
+    student: float | None
+
+
+@matplotlib.rc_context(_SETTINGS)
+def pareto(points: Sequence[Point], *, name: str, title: str) -> str:
+    """Accuracy against latency with error bars; the line joins what nothing else beats."""
+    figure, axes = _figure(440, 320)
+    markers = _markers(points)
+    front = _front(points)
+    axes.plot(
+        [p.latency for p in front], [p.accuracy for p in front],
+        color=_INK, alpha=0.45, linewidth=1, linestyle=(0, (2, 2)), drawstyle="steps-post", zorder=1,
+    )  # fmt: skip
+    for p in points:
+        axes.errorbar(
+            p.latency,
+            p.accuracy,
+            xerr=_reach(p.latency, p.latency_interval),
+            yerr=_reach(p.accuracy, p.accuracy_interval),
+            marker=markers[p.runtime],
+            markersize=8,
+            markeredgecolor=_PAPER,
+            markeredgewidth=0.8,
+            color=_COLOUR[p.role],
+            elinewidth=1.3,
+            capsize=3,
+            zorder=3,
+        )
+    ends = [bound for p in points for bound in (p.latency, *p.latency_interval) if bound > 0]
+    _latency_axis(axes, min(ends) / 1.25, max(ends) * 1.25)
+    axes.set_xlabel("p50 latency (log scale)")
+    axes.set_ylabel("test accuracy")
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.margins(y=0.12)
+    roles = [
+        Line2D([], [], color=_COLOUR[role], linewidth=6, solid_capstyle="round", label=role)
+        for role in ROLES
+    ]
+    runtimes = [
+        Line2D([], [], color=_INK, marker=marker, linestyle="", markersize=7, label=_label(runtime))
+        for runtime, marker in markers.items()
+    ]
+    _legend(figure, roles + runtimes)
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def distribution(samples: Mapping[Role, np.ndarray], *, name: str, title: str) -> str:
+    """The share of calls done within a time, for each model: its empirical distribution."""
+    figure, axes = _figure(440, 280)
+    ends: list[float] = []
+    for role, values in samples.items():
+        latency, share = _ecdf(values)
+        axes.plot(
+            latency, share, color=_COLOUR[role], linestyle=_DASH[role], linewidth=2,
+            label=role, drawstyle="steps-post",
+        )  # fmt: skip
+        # The slowest call of thousands would squeeze the rest; the table has it.
+        ends += [float(values.min()), float(np.quantile(values, 0.999))]
+    for share in (0.5, 0.9, 0.99):
+        axes.axhline(share, color=_INK, alpha=0.28, linewidth=0.8, zorder=1)
+    _latency_axis(axes, min(ends) / 1.12, max(ends) * 1.12)
+    axes.set_xlabel("latency (log scale)")
+    axes.set_ylabel("share of calls")
+    axes.set_ylim(0, 1.02)
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 0.99], ["0 %", "25 %", "p50", "75 %", "p90", "p99"])
+    axes.grid(axis="y", visible=False)
+    _legend(figure, axes.get_legend_handles_labels()[0])
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def per_class(classes: Sequence[ClassAccuracy], *, name: str, title: str) -> str:
+    """One line per class from the teacher's accuracy to the student's."""
+    figure, axes = _figure(440, 80 + 21 * len(classes))
+    for y, c in enumerate(classes):
+        if c.teacher is not None and c.student is not None:
+            axes.plot([c.teacher, c.student], [y, y], color=_INK, alpha=0.35, linewidth=2, zorder=2)
+        # The teacher's ring is the larger, so that equal accuracies show both.
+        for role, accuracy, size in (("teacher", c.teacher, 10), ("student", c.student, 6)):
+            if accuracy is not None:
+                axes.plot(
+                    accuracy, y,
+                    marker="o", markersize=size, linestyle="", markeredgewidth=1.8,
+                    markerfacecolor="none" if role == "teacher" else _COLOUR["student"],
+                    markeredgecolor=_COLOUR["teacher" if role == "teacher" else "student"],
+                    clip_on=False, zorder=3 if role == "teacher" else 4,
+                )  # fmt: skip
+    axes.set_yticks(range(len(classes)), [_label(c.name, 22) for c in classes])
+    axes.set_ylim(len(classes) - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.06)
+    axes.set_xlabel("test accuracy")
+    ring = Line2D(
+        [], [], color=_COLOUR["teacher"], marker="o", markersize=9, markerfacecolor="none",
+        markeredgewidth=1.8, linestyle="", label="teacher",
+    )  # fmt: skip
+    dot = Line2D(
+        [], [], color=_COLOUR["student"], marker="o", markersize=6, linestyle="", label="student"
+    )
+    _legend(figure, [ring, dot])
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def curves(role: Role, history: History, *, name: str, title: str) -> str:
+    """Every weighted loss term by name (log scale), and validation accuracy below."""
+    figure = _canvas(440, 400)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    epochs = _thinned(history)
+    numbers = [history.epochs[i].epoch + 1 for i in epochs]
+    names = list(dict.fromkeys(name for i in epochs for name in history.epochs[i].losses))
+    several = len(names) > 1
+    if several:
+        totals = [sum(history.epochs[i].losses.values()) for i in epochs]
+        upper.plot(numbers, totals, color=_INK, linewidth=1, alpha=0.7, label="total")
+    for position, name in enumerate(names):
+        values = [history.epochs[i].losses.get(name, float("nan")) for i in epochs]
+        upper.plot(
+            numbers, values, color=_COLOUR[role], linewidth=2, label=_label(name, 30),
+            linestyle=_TERM_DASHES[position % len(_TERM_DASHES)],
+            marker=None if len(numbers) > 1 else "o",
+        )  # fmt: skip
+    lower.plot(
+        numbers, [history.epochs[i].validation_accuracy for i in epochs],
+        color=_COLOUR[role], linewidth=2, marker=None if len(numbers) > 1 else "o",
+    )  # fmt: skip
+    positive = [v for i in epochs for v in history.epochs[i].losses.values()]
+    if positive and min(positive) > 0 and max(positive) > 20 * min(positive):
+        upper.set_yscale("log")
+        upper.yaxis.set_minor_locator(NullLocator())
+        upper.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    kept = _kept(history)
+    for axes in (upper, lower):
+        _style(axes)
+        if kept is not None:
+            axes.axvline(kept + 1, color=_INK, alpha=0.45, linewidth=1, linestyle=(0, (2, 2)))
+    upper.set_ylabel("weighted loss" if not upper.get_yscale() == "log" else "weighted loss (log)")
+    lower.set_ylabel("validation accuracy")
+    lower.yaxis.set_major_formatter(FuncFormatter(_percent))
+    lower.yaxis.set_major_locator(MaxNLocator(4))
+    lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    lower.set_xlabel("epoch")
+    if kept is not None:
+        marker = Line2D(
+            [], [], color=_INK, alpha=0.6, linewidth=1, linestyle=(0, (2, 2)), label="kept epoch"
+        )
+        _legend(figure, [*upper.get_legend_handles_labels()[0], marker])
+    return _svg(figure, name, title)
+
+
+def _canvas(width: int, height: int) -> Figure:
+    """`width` and `height` in CSS pixels: one unit of the SVG is one pixel of the page."""
+    return Figure(figsize=(width / 72, height / 72), layout="constrained")
+
+
+def _figure(width: int, height: int) -> tuple[Figure, Axes]:
+    figure = _canvas(width, height)
+    axes = figure.subplots()
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Axes) -> None:
+    axes.set_facecolor("none")
+    axes.grid(visible=True, which="major", color=_INK, alpha=0.13, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, labelsize=11, length=3, width=0.8)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_edgecolor(_INK)
+        spine.set_alpha(0.5)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set_color(_INK)
+        label.set_fontsize(11)
+
+
+def _legend(figure: Figure, handles: Sequence[object]) -> None:
+    figure.legend(
+        handles=handles,
+        loc="outside upper left",
+        ncols=min(len(handles), 4),
+        frameon=False,
+        fontsize=11,
+        labelcolor=_INK,
+        handlelength=2.2,
+        columnspacing=1.4,
+        borderaxespad=0,
+    )
+
+
+def _latency_axis(axes: Axes, low: float, high: float) -> None:
+    """A log axis with times as people write them; few enough labels for a phone."""
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    steps = [m * 10.0**e for e in range(-10, 5) for m in (1, 2, 5)]
+    ticks = [step for step in steps if low <= step <= high]
+    if len(ticks) > 6:
+        ticks = [tick for tick in ticks if f"{tick:.0e}"[0] == "1"] or ticks[::2]
+    if len(ticks) < 3:
+        ticks = [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(value, "time")))
+
+
+def _percent(value: float, _: int | None = None) -> str:
+    return f"{value * 100:.4g} %"
+
+
+def _markers(points: Sequence[Point]) -> dict[str, str]:
+    runtimes = dict.fromkeys(p.runtime for p in points)
+    return {r: _RUNTIME_MARKERS[i % len(_RUNTIME_MARKERS)] for i, r in enumerate(runtimes)}
+
+
+def _front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats in both, from the fastest to the most accurate."""
+    front: list[Point] = []
+    for p in sorted(points, key=lambda p: (p.latency, -p.accuracy)):
+        if not front or p.accuracy > front[-1].accuracy:
+            front.append(p)
+    return front
+
+
+def _reach(value: float, interval: Interval) -> list[list[float]]:
+    return [[max(0.0, value - interval[0])], [max(0.0, interval[1] - value)]]
+
+
+def _ecdf(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted values and the share at or below each; at most `_POINTS`, evenly spaced in rank."""
+    ordered = np.sort(values)
+    rank = np.unique(np.linspace(0, len(ordered) - 1, min(len(ordered), _POINTS)).round())
+    rank = rank.astype(int)
+    return ordered[rank], (rank + 1) / len(ordered)
+
+
+def _thinned(history: History) -> list[int]:
+    count = len(history.epochs)
+    return sorted({int(i) for i in np.linspace(0, count - 1, min(count, _POINTS)).round()})
+
+
+def _kept(history: History) -> int | None:
+    """The number of the epoch whose weights were kept."""
+    if 0 <= history.best < len(history.epochs):
+        return history.epochs[history.best].epoch
+    return None
+
+
+def _label(text: str, length: int = 24) -> str:
+    """A name as a plot can show it: one line, no control characters, not too long."""
+    plain = "".join(
+        " " if character.isspace() else "\ufffd" if _unprintable(character) else character
+        for character in text
+    )
+    # Matplotlib leaves out of a legend what starts with an underscore.
+    plain = f"\u200b{plain}" if plain.startswith("_") else plain
+    return plain if len(plain) <= length else plain[: length - 1] + "…"
+
+
+def _unprintable(character: str) -> bool:
+    """What XML forbids, and what would turn the direction of the text around it."""
+    return (
+        unicodedata.category(character) in ("Cc", "Cs", "Cn")
+        or "\u202a" <= character <= "\u202e"
+        or "\u2066" <= character <= "\u2069"
+    )
+
+
+def _svg(figure: Figure, name: str, title: str) -> str:
+    """The figure as an SVG element with an accessible name, transparent, without metadata."""
+    buffer = io.StringIO()
+    figure.patch.set_visible(False)
+    with warnings.catch_warnings():
+        # The browser has glyphs that the font used for measuring has not.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return _inline(buffer.getvalue(), name, title)
+
+
+def _inline(svg: str, name: str, title: str) -> str:
+    """Rewrite what Matplotlib wrote so that several plots fit one page and follow its theme."""
+    root = ElementTree.fromstring(svg)
+    used = set(re.findall(r"#([\w-]+)", " ".join(_references(root))))
+    _drop(root, {"metadata", "style"})
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]
+        attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
+        if attributes.get("id") not in used:
+            attributes.pop("id", None)
+        element.attrib.clear()
+        element.attrib.update(
+            {key: _attribute(key, value, name) for key, value in attributes.items()}
+        )
+        if element.tag != "text":
+            element.text = None
+        element.tail = None
+    box = root.attrib["viewBox"]
+    root.attrib.clear()
+    root.attrib.update({"viewBox": box, "role": "img", "aria-labelledby": f"{name}-title"})
+    heading = ElementTree.Element("title", id=f"{name}-title")
+    heading.text = _label(title, 200)
+    root.insert(0, heading)
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _references(root: ElementTree.Element) -> list[str]:
+    """The attributes that may point at another element of the plot."""
+    return [
+        value
+        for element in root.iter()
+        for key, value in element.attrib.items()
+        if key.endswith("href") or "url(" in value
+    ]
+
+
+def _drop(root: ElementTree.Element, tags: set[str]) -> None:
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if child.tag.rpartition("}")[2] in tags:
+                parent.remove(child)
+
+
+def _attribute(key: str, value: str, name: str) -> str:
+    """Ids are made the plot's own; stand-in colours become CSS, and the font is the page's."""
+    match key:
+        case "id":
+            return f"{name}-{value}"
+        case "href":
+            return value.replace("#", f"#{name}-", 1)
+        case "style":
+            kept = [part for part in value.split("; ") if not part.startswith("font-family")]
+            value = "; ".join(kept)
+            for stand_in, css in _CSS.items():
+                value = value.replace(stand_in, css)
+    return value.replace("url(#", f"url(#{name}-")

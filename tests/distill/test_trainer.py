@@ -1,0 +1,180 @@
+"""The training loop: schedules, selection, signals, and exact resumption at every step."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from edgekd.config.schema import Augment, Data, Training
+from edgekd.data.resolve import load
+from edgekd.data.views import Views
+from edgekd.distill.method import Knowledge
+from edgekd.distill.methods.kd import KD
+from edgekd.distill.objective import Objective
+from edgekd.distill.trainer import learning_rate, predict, train
+from edgekd.errors import Interrupted, StageError
+from edgekd.progress import Silent
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return load(Data(limit=300), 0, tmp_path_factory.mktemp("base"))
+
+
+def network(width=16, seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.2),
+        nn.Linear(width, 10),
+    )  # fmt: skip
+
+
+def run(model, digits, path, objective=None, progress=None, teacher=None, **settings):
+    config = Training(**({"epochs": 3, "learning_rate": 0.05, "threads": 1} | settings))
+    return train(
+        model,
+        digits,
+        Views(digits, Augment(crop=1, views=2), 0),
+        objective or Objective(),
+        config,
+        seed=0,
+        checkpoint=path / "checkpoint.pt",
+        progress=progress or Silent(),
+        name="student",
+        teacher=teacher,
+    )
+
+
+class StopAfter(Silent):
+    """Raises in the middle of a training, as a crash between two steps would."""
+
+    def __init__(self, steps):
+        self.left = steps
+
+    def advance(self, amount=1, **figures):
+        if amount:
+            self.left -= 1
+        if self.left == 0:
+            raise RuntimeError("power cut")
+
+
+def same(a, b):
+    return all(torch.equal(x, y) for x, y in zip(a.values(), b.values(), strict=True))
+
+
+def test_training_learns_and_its_history_is_complete(digits, tmp_path):
+    model = network()
+    history = run(model, digits, tmp_path, epochs=8)
+    assert [e.epoch for e in history.epochs] == list(range(8))
+    assert history.epochs[-1].losses["cross_entropy"] < history.epochs[0].losses["cross_entropy"]
+    assert history.epochs[history.best].validation_accuracy > 0.5
+    assert not model.training
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("steps", [1, 4, 5, 9, 12])
+def test_killed_after_any_step_it_goes_on_to_the_same_weights(digits, tmp_path, steps, optimizer):
+    whole = network()
+    expected = run(whole, digits, tmp_path / "a", optimizer=optimizer)
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(
+            network(), digits, tmp_path / "b", checkpoint_every=0.0, optimizer=optimizer,
+            progress=StopAfter(steps),
+        )  # fmt: skip
+    resumed = network(seed=99)
+    history = run(resumed, digits, tmp_path / "b", optimizer=optimizer)
+    assert same(resumed.state_dict(), whole.state_dict())
+    assert [e.losses for e in history.epochs] == [e.losses for e in expected.epochs]
+    assert history.best == expected.best
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(digits, tmp_path):
+    (tmp_path / "checkpoint.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(StageError, match="checkpoint cannot be read"):
+        run(network(), digits, tmp_path)
+
+
+def test_a_signal_saves_and_stops_between_two_steps(digits, tmp_path):
+    import os
+    import signal
+
+    class Signal(Silent):
+        def advance(self, amount=1, **figures):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted, match="same command"):
+        run(network(), digits, tmp_path, progress=Signal())
+    assert (tmp_path / "checkpoint.pt").exists()
+    whole, resumed = network(), network(seed=5)
+    run(whole, digits, tmp_path / "whole")
+    run(resumed, digits, tmp_path)
+    assert same(whole.state_dict(), resumed.state_dict())
+
+
+def test_a_loss_that_is_not_finite_names_the_term_the_epoch_and_the_step(digits, tmp_path):
+    with pytest.raises(StageError, match=r"cross_entropy.*(nan|inf)") as caught:
+        run(network(), digits, tmp_path, learning_rate=1e30, warmup=0.0)
+    assert "epoch 1, step" in str(caught.value)
+    assert "learning_rate" in str(caught.value)
+
+
+def test_the_best_epoch_on_validation_is_kept(digits, tmp_path):
+    model = network()
+    history = run(model, digits, tmp_path, epochs=6, learning_rate=0.3)
+    accuracies = [e.validation_accuracy for e in history.epochs]
+    assert accuracies[history.best] == max(accuracies)
+    labels = torch.from_numpy(digits.labels[digits.validation])
+    found = (predict(model, digits, digits.validation).argmax(1) == labels).double().mean().item()
+    assert found == max(accuracies)
+    last = run(network(), digits, tmp_path / "last", epochs=6, select="last")
+    assert last.best == 5
+
+
+def test_teacher_and_student_see_the_same_views_and_the_teacher_gets_no_gradient(digits, tmp_path):
+    seen = []
+    teacher = network(32, seed=7).eval()
+
+    def knowledge(inputs, indices, view):
+        seen.append((inputs.clone(), indices, view))
+        with torch.no_grad():
+            return Knowledge(teacher(inputs))
+
+    model = network()
+    student_saw = []
+    model.register_forward_pre_hook(
+        lambda m, args: student_saw.append(args[0].clone()) if m.training else None
+    )
+    before = {k: v.clone() for k, v in teacher.state_dict().items()}
+    run(model, digits, tmp_path, Objective(0.1, (KD(),)), teacher=knowledge)
+    assert len(seen) == len(student_saw) > 0
+    assert all(torch.equal(a[0], b) for a, b in zip(seen, student_saw, strict=True))
+    assert {view for _, _, view in seen} == {0, 1}
+    assert same(teacher.state_dict(), before)
+
+
+def test_predict_leaves_the_mode_as_it_was_and_uses_evaluation_mode(digits):
+    model = network().train()
+    first, second = (predict(model, digits, digits.test) for _ in range(2))
+    assert model.training
+    assert torch.equal(first, second)
+
+
+class TestLearningRate:
+    def test_it_warms_up_linearly_then_falls_to_zero_along_a_cosine(self):
+        config = Training(learning_rate=1.0, warmup=0.1)
+        rates = [learning_rate(config, step, 1000) for step in range(1000)]
+        assert max(rates) == pytest.approx(1.0)
+        assert rates[:100] == sorted(rates[:100])
+        assert rates[100:] == sorted(rates[100:], reverse=True)
+        assert rates[550] == pytest.approx((1 + math.cos(math.pi * 450 / 900)) / 2)
+        assert rates[-1] < 1e-5
+
+    def test_the_published_recipe_steps_down_at_150_180_and_210_of_240_epochs(self):
+        config = Training(learning_rate=0.05, warmup=0.0, schedule="step", epochs=240)
+        rates = [learning_rate(config, epoch, 240) for epoch in (0, 149, 150, 179, 180, 210, 239)]
+        assert rates == pytest.approx([0.05, 0.05, 5e-3, 5e-3, 5e-4, 5e-5, 5e-5])
+
+    def test_constant_stays(self):
+        config = Training(learning_rate=0.2, warmup=0.0, schedule="constant")
+        assert {learning_rate(config, s, 10) for s in range(10)} == {0.2}

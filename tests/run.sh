@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Sets up .venv and runs every check: style, types, Dockerfile, tests with coverage, slow tests.
+# EDGEKD_DATA=FOLDER adds the tests on larger real data (FOLDER/mnist/*.gz).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+step() { printf '\n== %s\n' "$*" >&2; }
+
+is_python() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
+
+find_python() {
+  local candidate
+  for candidate in python3 python3.13 python3.12 python3.11; do
+    if is_python "$candidate"; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or newer on the PATH (tried python3, python3.13, 3.12, 3.11)" >&2
+  return 2
+}
+
+# pip's first line names its interpreter: a moved or half-made environment fails here.
+is_healthy() { is_python .venv/bin/python && .venv/bin/pip --version >/dev/null 2>&1; }
+
+make_environment() {
+  local python
+  python="$(find_python)"
+  if ! "$python" -m venv --clear .venv; then
+    echo "error: $python cannot make a virtual environment; install the venv module" >&2
+    echo "  (Debian: apt-get install python3-venv) or make one yourself and run this again:" >&2
+    echo "  $python -m pip install --user virtualenv && $python -m virtualenv .venv" >&2
+    return 2
+  fi
+}
+
+if ! is_healthy; then
+  step "environment"
+  make_environment
+fi
+step "packages"
+.venv/bin/pip install -q -c constraints.txt -e '.[test]'
+
+export PATH="$PWD/.venv/bin:$PATH"
+# Tests run side by side on few cores, and results depend on the number of threads.
+export OMP_NUM_THREADS=1
+[[ -t 1 ]] && export PY_COLORS=1
+
+step "style"
+ruff check
+ruff format --check
+step "types"
+mypy
+step "Dockerfile"
+hadolint Dockerfile
+
+logs="$(mktemp -d)"
+trap 'rm -rf "$logs"' EXIT
+step "fast tests, with coverage"
+python -m pytest -n 2 -m "not slow and not timing" --cov --cov-report=term | tee "$logs/fast"
+step "slow tests and timings, one at a time"
+python -m pytest -m "slow or timing" --timeout=900 --durations=10 | tee "$logs/slow"
+
+# pytest's own closing lines, last.
+tail -qn 1 "$logs/fast" "$logs/slow"
