@@ -13,6 +13,7 @@ from edgekd.distill.method import MethodList
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Format = Literal["onnx", "openvino"]
 Precision = Literal["f32", "f16", "bf16"]
@@ -61,7 +62,22 @@ class Data(Section):
     image_size: tuple[int, int] | None = Field(
         None, description="[height, width] that folder images are resized to."
     )
+    mean: list[Number] | None = Field(
+        None,
+        min_length=1,
+        description="Of raw/scale, per channel; null: of the training split. For teachers that were "
+        "trained with another normalisation. Scale: 16 digits, 255 uint8 and images, 1 floats.",
+    )
+    std: list[Positive] | None = Field(None, min_length=1, description="With mean.")
     augment: Augment = Field(default_factory=Augment)
+
+    @model_validator(mode="after")
+    def _whole_normalisation(self) -> Data:
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("give both mean and std, or neither")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError("mean and std should have as many values as there are channels")
+        return self
 
     @field_validator("image_size", mode="before")
     @classmethod

@@ -1,0 +1,163 @@
+"""From `data.source` in the configuration to samples with splits, ready to be fed to a model."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.config.schema import Data
+from edgekd.data.source import SOURCES, Samples, Source
+from edgekd.errors import UsageError
+from edgekd.results import InputSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples and their splits. `train`, `validation`, `test` are sorted, disjoint indices (int64).
+
+    `inputs` holds raw values (n, …), `labels` (n,) int64 into `classes`; `input` says how raw
+    values become what a model eats.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+    input: InputSpec
+
+    def tensor(self, indices: np.ndarray | Tensor) -> Tensor:
+        """The samples, unaugmented, as normalised float32 (len(indices), *input.shape)."""
+        import numpy as np
+
+        return self.normalise(self.inputs[np.asarray(indices)])
+
+    def normalise(self, raw: np.ndarray) -> Tensor:
+        """(raw / scale − mean) / std of a batch, per channel or feature, as float32."""
+        import numpy as np
+        import torch
+
+        mean, std = np.array(self.input.mean), np.array(self.input.std)
+        shape = (1, -1) + (1,) * (raw.ndim - 2)
+        gain = torch.from_numpy((1 / (self.input.scale * std)).astype(np.float32).reshape(shape))
+        offset = torch.from_numpy((-mean / std).astype(np.float32).reshape(shape))
+        return torch.from_numpy(raw).to(torch.float32).mul(gain).add_(offset)
+
+
+def fingerprint(config: Data, base: Path) -> str:
+    """What `load` depends on besides the configuration: the content behind `data.source`.
+
+    Raises UsageError for an unknown kind or a missing path. Imports no numpy.
+    """
+    kind, source, location = _open(config, base)
+    return f"{kind} {source.fingerprint(location)}"
+
+
+def load(config: Data, seed: int, base: Path) -> Dataset:
+    """Read the source, split it and find the normalisation from the training split.
+
+    `seed` is that of the splits; relative paths start at `base`.
+    Raises UsageError for anything in the data that cannot be used.
+    """
+    from edgekd.data.splits import split
+
+    _, source, location = _open(config, base)
+    samples = source.load(location, config)
+    _check(samples, config)
+    splits = split(samples.labels, samples.classes, samples.test, config, seed)
+    return Dataset(
+        inputs=samples.inputs,
+        labels=samples.labels,
+        classes=samples.classes,
+        train=splits.train,
+        validation=splits.validation,
+        test=splits.test,
+        input=_input_spec(samples, splits.train, config),
+    )
+
+
+def _open(config: Data, base: Path) -> tuple[str, Source, Path | None]:
+    kind, separator, text = config.source.partition(":")
+    try:
+        source = SOURCES.get(kind)()
+    except UsageError as error:
+        raise UsageError(error.what, where="data.source") from None
+    location = base / Path(_expand(text)).expanduser() if separator and text else None
+    return kind, source, location
+
+
+def _expand(text: str) -> str:
+    """Replace $NAME and ${NAME}. Raises UsageError for a variable that is not set."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise UsageError(f"the environment variable {name} is not set", where="data.source")
+        return os.environ[name]
+
+    return re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, text)
+
+
+def _check(samples: Samples, config: Data) -> None:
+    import numpy as np
+
+    if len(samples.classes) < 2:
+        raise UsageError(
+            f"has {len(samples.classes)} class; at least 2 are needed",
+            where=f"data.source {config.source}",
+        )
+    if 0 in samples.inputs.shape:
+        raise UsageError(
+            f"samples have the shape {samples.inputs.shape[1:]}: nothing is in them",
+            where=f"data.source {config.source}",
+        )
+    if samples.inputs.dtype != np.uint8:
+        finite = np.isfinite(samples.inputs).reshape(len(samples.inputs), -1).all(1)
+        if not finite.all():
+            raise UsageError(
+                f"sample {int(np.argmin(finite))} has a value that is not a finite float32 number "
+                f"({int((~finite).sum())} samples do)",
+                where=f"data.source {config.source}",
+            )
+
+
+def _input_spec(samples: Samples, train: np.ndarray, config: Data) -> InputSpec:
+    import numpy as np
+
+    shape = samples.inputs.shape[1:]
+    if config.mean is not None and config.std is not None:
+        if len(config.mean) != shape[0]:
+            raise UsageError(
+                f"has {len(config.mean)} values for inputs of {shape[0]} channels",
+                where="data.mean",
+            )
+        return InputSpec(
+            shape=shape, scale=samples.scale, mean=tuple(config.mean), std=tuple(config.std)
+        )
+    axes = (0, *range(2, samples.inputs.ndim))
+    count, total, squares = 0.0, np.zeros(shape[0]), np.zeros(shape[0])
+    # Two passes in pieces: all samples as float64 may not fit in memory, and one pass cancels.
+    pieces = np.array_split(train, max(1, len(train) // 4096))
+    for piece in pieces:
+        values = samples.inputs[piece].astype(np.float64) / samples.scale
+        total += values.sum(axis=axes)
+        count += values.size / shape[0]
+    mean = total / count
+    centre = mean.reshape((1, -1) + (1,) * (len(shape) - 1))
+    for piece in pieces:
+        values = samples.inputs[piece].astype(np.float64) / samples.scale
+        squares += ((values - centre) ** 2).sum(axis=axes)
+    std = np.sqrt(squares / count)
+    # A channel that never changes carries nothing: leave its scale alone.
+    std = np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
+    return InputSpec(
+        shape=shape, scale=samples.scale, mean=tuple(mean.tolist()), std=tuple(std.tolist())
+    )

@@ -1,0 +1,83 @@
+"""What a data source is: one file each under `sources/`, registered by `@source`.
+
+Source modules import numpy and friends only when they load, so that a run that is up to date
+finds out in milliseconds.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from edgekd.artifacts import sha256_file
+from edgekd.config.schema import Data
+from edgekd.errors import UsageError
+from edgekd.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Everything a source holds, in a fixed order.
+
+    `inputs` is (n, channels, height, width) or (n, features), uint8 or float32; dividing by
+    `scale` brings it to about [0, 1]. `labels` (n,) int64 index `classes`. `test` (n,) bool marks
+    the source's own test split, or is None where it has none.
+    """
+
+    inputs: np.ndarray
+    labels: np.ndarray
+    classes: tuple[str, ...]
+    scale: float
+    test: np.ndarray | None = None
+
+
+class Source(Protocol):
+    """A kind of data, `kind:location` in the configuration. `location` is None for an embedded one."""
+
+    def fingerprint(self, location: Path | None) -> str:
+        """A text that changes when the content does, found without loading the data."""
+
+    def load(self, location: Path | None, config: Data) -> Samples:
+        """Read everything. Raises UsageError for anything that cannot be used."""
+
+
+SOURCES: Registry[type[Source]] = Registry("data source", "edgekd.data.sources")
+source = SOURCES.register
+
+
+def existing(location: Path | None, *, folder: bool, kind: str) -> Path:
+    """The location, checked to be a folder or a file. Raises UsageError when it is not."""
+    what = "FOLDER" if folder else "FILE"
+    if location is None:
+        raise UsageError(f"needs a path: {kind}:{what}", where="data.source")
+    if not location.exists():
+        raise UsageError(f"no such {what.lower()}: {location}", where="data.source")
+    if location.is_dir() != folder:
+        raise UsageError(f"not a {what.lower()}: {location}", where="data.source")
+    return location
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file, read once per process while its size and time of change stay."""
+    stat = path.stat()
+    return _content_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.cache
+def _content_hash(path: Path, size: int, mtime_ns: int) -> str:
+    return sha256_file(path)
+
+
+def number_classes(labels: np.ndarray, *, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Labels of any integer or text values as (n,) int64 from 0, and the values as class names."""
+    import numpy as np
+
+    if labels.dtype.kind not in "iuUb":
+        raise UsageError(f"labels should be integers or text, not {labels.dtype}", where=where)
+    values, numbered = np.unique(labels, return_inverse=True)
+    return numbered.astype(np.int64).reshape(-1), tuple(str(value) for value in values)

@@ -1,0 +1,119 @@
+"""`npz:FILE`: arrays `x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test`; optionally `classes`."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.config.schema import Data
+from edgekd.data.source import Samples, content_hash, existing, number_classes, source
+from edgekd.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SPLIT = ("x_train", "y_train", "x_test", "y_test")
+
+
+@source("npz")
+class Npz:
+    """Inputs (n, features), (n, h, w), (n, h, w, c) or (n, c, h, w); uint8 is taken as 0–255.
+
+    Labels are integers or text, (n,) or (n, 1). With `classes` (text) integer labels index it.
+    """
+
+    def fingerprint(self, location: Path | None) -> str:
+        """Hash of the file."""
+        return content_hash(existing(location, folder=False, kind="npz"))
+
+    def load(self, location: Path | None, config: Data) -> Samples:
+        """Both splits, or one array that edgekd splits. Object arrays (pickles) are refused."""
+        import numpy as np
+
+        path = existing(location, folder=False, kind="npz")
+        arrays = _read(path)
+        test = None
+        if all(name in arrays for name in _SPLIT):
+            train_x, train_y, test_x, test_y = (arrays[name] for name in _SPLIT)
+            if train_x.shape[1:] != test_x.shape[1:]:
+                raise UsageError(
+                    f"x_test has samples of shape {test_x.shape[1:]}, x_train {train_x.shape[1:]}",
+                    where=str(path),
+                )
+            x, y = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])
+            test = np.arange(len(x)) >= len(train_x)
+        elif "x" in arrays and "y" in arrays:
+            x, y = arrays["x"], arrays["y"]
+        else:
+            raise UsageError(
+                f"holds the arrays {', '.join(sorted(arrays)) or 'none'}",
+                where=str(path),
+                fix="should hold x and y, or x_train, y_train, x_test and y_test",
+            )
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = y[:, 0]
+        if y.ndim != 1 or len(x) != len(y):
+            raise UsageError(
+                f"x has shape {x.shape}, y {y.shape}; should be (n, …) and (n,)", where=str(path)
+            )
+        inputs, scale = _inputs(x, path)
+        labels, classes = _labels(y, arrays.get("classes"), path)
+        return Samples(inputs, labels, classes, scale, test)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    import numpy as np
+
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise UsageError("holds a single array; should be an .npz archive", where=str(path))
+        with archive:
+            return {name: archive[name] for name in archive.files}
+    except ValueError as error:
+        if "allow_pickle" in str(error) or "Object arrays" in str(error):
+            raise UsageError(
+                "holds Python objects (a pickle), which could run code when loaded",
+                where=str(path),
+                fix="save plain arrays of numbers or text",
+            ) from None
+        raise UsageError(f"cannot be read: {error}", where=str(path)) from None
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
+        raise UsageError(f"cannot be read as .npz: {error}", where=str(path)) from None
+
+
+def _inputs(x: np.ndarray, path: Path) -> tuple[np.ndarray, float]:
+    import numpy as np
+
+    if x.dtype.kind not in "uifb" or x.ndim not in (2, 3, 4):
+        raise UsageError(
+            f"x is {x.dtype} of shape {x.shape}",
+            where=str(path),
+            fix="should be numbers, (n, features), (n, h, w), (n, h, w, c) or (n, c, h, w)",
+        )
+    if x.ndim == 3:
+        x = x[:, None]
+    elif x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4):
+        x = x.transpose(0, 3, 1, 2)
+    scale = 255.0 if x.dtype == np.uint8 else 1.0
+    if x.dtype != np.uint8:
+        with np.errstate(over="ignore"):
+            x = x.astype(np.float32)
+    return np.ascontiguousarray(x), scale
+
+
+def _labels(
+    y: np.ndarray, classes: np.ndarray | None, path: Path
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    import numpy as np
+
+    if classes is None or y.dtype.kind not in "iu":
+        return number_classes(y, where=str(path))
+    names = tuple(str(name) for name in classes.reshape(-1))
+    if len(y) and not (0 <= y.min() and y.max() < len(names)):
+        raise UsageError(
+            f"y has labels {y.min()} to {y.max()} for {len(names)} classes", where=str(path)
+        )
+    return y.astype(np.int64), names
