@@ -27,7 +27,13 @@ def build(model: Model, role: Role, dataset: Dataset, *, seed: int, base: Path) 
     """
     shape, classes = dataset.input.shape, len(dataset.classes)
     module = resolve.build(
-        model.model, model.args, input_shape=shape, classes=classes, seed=seed, base=base
+        model.model,
+        model.args,
+        input_shape=shape,
+        classes=classes,
+        seed=seed,
+        base=base,
+        where=f"{role}.model",
     )
     resolve.check(module, role=role, input_shape=shape, classes=classes)
     return module

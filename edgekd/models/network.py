@@ -1,0 +1,62 @@
+"""What a built-in reference network is: a few per file under `zoo/`, registered by `@network`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from torch import nn
+
+from edgekd.errors import UsageError
+from edgekd.registry import Registry
+
+Shape = tuple[int, ...]
+# (input shape without the batch, number of classes, its own arguments) -> the untrained network
+Factory = Callable[..., nn.Module]
+F = TypeVar("F", bound=Factory)
+
+
+@dataclass(frozen=True)
+class Network:
+    """`zoo:NAME`. `build(input_shape, classes, **args)` makes it with PyTorch's random state."""
+
+    name: str
+    description: str
+    build: Factory
+
+
+NETWORKS: Registry[Network] = Registry("network", "edgekd.models.zoo")
+
+
+def network(name: str, description: str) -> Callable[[F], F]:
+    """Decorator: register a factory as `zoo:name`."""
+
+    def decorate(build: F) -> F:
+        NETWORKS.register(name)(Network(name, description, build))
+        return build
+
+    return decorate
+
+
+def image_channels(input_shape: Shape, least: int = 8) -> int:
+    """Channels of image inputs. Raises UsageError for flat inputs or images below `least` pixels."""
+    if len(input_shape) != 3:
+        raise UsageError(
+            f"is for images; these inputs have the shape {input_shape}",
+            fix="zoo:mlp takes inputs of any shape",
+        )
+    if min(input_shape[1:]) < least:
+        raise UsageError(
+            f"needs images of {least}×{least} pixels or more, not {input_shape[1]}×{input_shape[2]}",
+            fix="set data.image_size, or use zoo:mlp",
+        )
+    return input_shape[0]
+
+
+def he_initialised(module: nn.Module) -> nn.Module:
+    """Kaiming-normal convolutions by fan-out (He 2015), as the published CIFAR recipes use."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    return module

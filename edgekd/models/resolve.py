@@ -1,0 +1,243 @@
+"""From `model: TEXT` in the configuration to a network."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from edgekd.artifacts import sha256_file
+from edgekd.errors import UsageError
+from edgekd.registry import suggestion
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_ZOO = Path(__file__).parent / "zoo"
+_FORMS = "should be zoo:NAME, package.module:factory or path/to/file.py:factory"
+
+
+def build(
+    model: str,
+    args: dict[str, Any],
+    *,
+    input_shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    base: Path,
+    where: str = "model",
+) -> nn.Module:
+    """The untrained network `model` names, with initial weights from `seed` alone.
+
+    A factory of the user's gets `args`, and those of `num_classes`, `in_channels` and
+    `input_shape` that it has parameters for. Modules and files are looked for from `base` too.
+    Raises UsageError whose place is `where` (a configuration key) and, for an exception in the
+    factory, the line it came from.
+    """
+    import torch
+
+    kind, name = _parse(model, where)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            if kind == "zoo":
+                from edgekd.models.network import NETWORKS
+
+                factory: Callable[..., Any] = NETWORKS.get(name).build
+                return _call(factory, (input_shape, classes), args, model, where)
+            factory = _import(kind, name, base, where)
+            offered = {"num_classes": classes, "in_channels": input_shape[0], "input_shape": input_shape}
+            given = {**_accepted(factory, offered), **args}
+            module = _call(factory, (), given, model, where)
+        except UsageError as error:
+            raise UsageError(error.what, where=error.where or f"{where} {model}", fix=error.fix) from None
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(
+            f"gives a {type(module).__name__}; should give a torch.nn.Module",
+            where=f"{where} {model}",
+        )
+    return module
+
+
+def check(
+    module: nn.Module, *, role: str, input_shape: tuple[int, ...], classes: int
+) -> None:
+    """Run two samples of zeros through it. Raises UsageError unless it gives (2, classes) logits."""
+    import torch
+
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.inference_mode():
+            logits = module(torch.zeros(2, *input_shape))
+    except Exception as error:
+        raise UsageError(
+            f"cannot take inputs of shape {('n', *input_shape)}: {_line(error)}", where=role
+        ) from None
+    finally:
+        module.train(was_training)
+    if not isinstance(logits, torch.Tensor):
+        raise UsageError(
+            f"gives a {type(logits).__name__}; should give one tensor of logits (n, {classes})",
+            where=role,
+        )
+    if logits.shape != (2, classes):
+        raise UsageError(
+            f"the {role} gives logits of shape {('n', *logits.shape[1:])}, "
+            f"but the data has {classes} classes",
+            where=role,
+            fix=f"give it {classes} outputs (args), so that teacher, student and data agree",
+        )
+
+
+def fingerprint(model: str, base: Path) -> str:
+    """Hash of the file that defines `model`, found without importing torch or the module.
+
+    What that file imports in turn is not looked at. Raises UsageError when there is no such file.
+    """
+    kind, name = _parse(model, "model")
+    if kind == "zoo":
+        digest = hashlib.sha256()
+        for path in sorted(_ZOO.glob("*.py")):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+    return sha256_file(_source_file(kind, name, base, "model"))
+
+
+def _parse(model: str, where: str) -> tuple[str, str]:
+    """("zoo", NAME), (module, factory) or (path.py, factory)."""
+    kind, separator, name = model.rpartition(":")
+    if not separator or not kind or not name:
+        raise UsageError(f"cannot read {model!r}", where=where, fix=_FORMS)
+    return kind, name
+
+
+def _source_file(kind: str, name: str, base: Path, where: str) -> Path:
+    if kind.endswith(".py"):
+        path = base / Path(kind).expanduser()
+        if not path.is_file():
+            raise UsageError(f"no such file: {path}", where=where)
+        return path
+    if not all(part.isidentifier() for part in kind.split(".")):
+        raise UsageError(f"cannot read {kind}:{name}", where=where, fix=_FORMS)
+    parts = kind.split(".")
+    for folder in _search_path(base):
+        stem = folder.joinpath(*parts)
+        for path in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
+            if path.is_file():
+                return path
+    raise UsageError(
+        f"no module {kind}",
+        where=where,
+        fix=f"looked in {base} and in Python's own path; is the package installed?",
+    )
+
+
+def _search_path(base: Path) -> list[Path]:
+    return [base, *(Path(folder or ".") for folder in sys.path)]
+
+
+def _import(kind: str, name: str, base: Path, where: str) -> Callable[..., Any]:
+    path = _source_file(kind, name, base, where)
+    try:
+        with _importable(base, path.parent):
+            module = _load_file(path) if kind.endswith(".py") else importlib.import_module(kind)
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"importing {path} failed: {_line(error)}", where=_frame(error, path)
+        ) from None
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        hint = suggestion(name, known) if known else ""
+        raise UsageError(f"{path.name} has no {name!r} that can be called{hint}", where=where)
+    return factory  # type: ignore[no-any-return]
+
+
+def _load_file(path: Path) -> ModuleType:
+    """A .py file as a module of its own name, whatever else is called so."""
+    name = f"edgekd_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+@contextlib.contextmanager
+def _importable(*folders: Path) -> Iterator[None]:
+    before = sys.path[:]
+    sys.path[:0] = [str(folder) for folder in dict.fromkeys(folders)]
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def _accepted(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str, Any]:
+    """What of `offered` the factory has a parameter of that name for."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):
+        return {}
+    return {name: value for name, value in offered.items() if name in parameters}
+
+
+def _call(
+    factory: Callable[..., Any],
+    positional: tuple[Any, ...],
+    args: dict[str, Any],
+    model: str,
+    where: str,
+) -> Any:
+    try:
+        signature = inspect.signature(factory)
+    except (TypeError, ValueError):
+        signature = None
+    if signature is not None:
+        try:
+            signature.bind(*positional, **args)
+        except TypeError as error:
+            taken = [name for name in signature.parameters][len(positional) :]
+            raise UsageError(
+                str(error),
+                where=f"{where} {model}",
+                fix=f"it takes: {', '.join(taken) or 'no arguments'}",
+            ) from None
+    try:
+        return factory(*positional, **args)
+    except UsageError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"cannot be built with these args: {_line(error)}",
+            where=f"{where} {model}",
+            fix=f"it failed at {_frame(error, None)}; its args were {args}",
+        ) from None
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
+
+
+def _frame(error: BaseException, path: Path | None) -> str:
+    """file:line of the innermost frame, in `path` if one is there."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [f for f in frames if path is not None and Path(f.filename) == path]
+    frame = (inside or list(frames))[-1]
+    return f"{frame.filename}:{frame.lineno}"

@@ -1,0 +1,25 @@
+"""Multi-layer perceptron: inputs of any shape, flattened."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import nn
+
+from edgekd.models.network import Shape, network
+
+
+@network("mlp", "linear, batch norm and ReLU per hidden layer; args: hidden, dropout")
+def mlp(
+    input_shape: Shape, classes: int, hidden: Sequence[int] = (128, 64), dropout: float = 0.0
+) -> nn.Module:
+    """`hidden` are the widths of the layers, `dropout` the rate after each."""
+    layers: list[nn.Module] = [nn.Flatten()]
+    width = math.prod(input_shape)
+    for size in hidden:
+        layers += [nn.Linear(width, size), nn.BatchNorm1d(size), nn.ReLU()]
+        if dropout:
+            layers.append(nn.Dropout(dropout))
+        width = size
+    return nn.Sequential(*layers, nn.Linear(width, classes))
