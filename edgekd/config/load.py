@@ -6,15 +6,16 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from edgekd.config.schema import Config
+from edgekd.config.schema import Config, Section
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 
+S = TypeVar("S", bound=Section)
 KeyPath = tuple[str | int, ...]
 Lines = Mapping[KeyPath, int]
 _MAX_BYTES = 1_000_000
@@ -176,20 +177,25 @@ def _replaced(value: Any, keys: list[str], new: Any, where: str) -> Any:
 
 def validate(value: dict[str, Any], *, where: str, lines: Lines) -> Config:
     """Check plain data against the schema. Raises UsageError listing every problem with its line."""
+    return validate_as(Config, value, where=where, lines=lines)
+
+
+def validate_as(schema: type[S], value: dict[str, Any], *, where: str, lines: Lines) -> S:
+    """`validate` for any section of YAML with a schema of its own."""
     try:
-        return Config.model_validate(value)
+        return schema.model_validate(value)
     except ValidationError as error:
-        problems = [_describe(dict(problem), where, lines) for problem in error.errors()]
+        problems = [_describe(dict(problem), where, lines, schema) for problem in error.errors()]
     except RecursionError:
         problems = [f"{where}: nested too deeply"]
     if len(problems) == 1:
         raise UsageError(problems[0])
     listed = "\n".join(f"  {problem}" for problem in problems[:10])
     more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
-    raise UsageError(f"{len(problems)} problems in the configuration:\n{listed}{more}")
+    raise UsageError(f"{len(problems)} problems:\n{listed}{more}")
 
 
-def _describe(problem: dict[str, Any], where: str, lines: Lines) -> str:
+def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Section]) -> str:
     loc: KeyPath = (*problem["loc"], *problem.get("ctx", {}).get("path", ()))
     known = loc
     while known and known not in lines:
@@ -198,7 +204,7 @@ def _describe(problem: dict[str, Any], where: str, lines: Lines) -> str:
     key = ".".join(map(str, loc))
     text = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
-        text = f"unknown key{suggestion(str(loc[-1]), _fields(loc[:-1]))}"
+        text = f"unknown key{suggestion(str(loc[-1]), _fields(schema, loc[:-1]))}"
     elif problem["type"] == "missing":
         text = "this key is required"
     elif problem["type"] not in ("value_error", "methods"):
@@ -206,9 +212,9 @@ def _describe(problem: dict[str, Any], where: str, lines: Lines) -> str:
     return f"{place}: {key}: {text}" if key else f"{place}: {text}"
 
 
-def _fields(path: KeyPath) -> list[str]:
+def _fields(schema: type[Section], path: KeyPath) -> list[str]:
     """The keys that the section at `path` knows."""
-    model: Any = Config
+    model: Any = schema
     for key in path:
         if isinstance(key, int):
             continue

@@ -1,0 +1,4 @@
+"""What runs on the device: the standard library, numpy and the runtime. Imports nothing of edgekd outside.
+
+`python -m edgekd.profile.device measure PLAN.json FOLDER` measures; `worker` is the process of one model.
+"""

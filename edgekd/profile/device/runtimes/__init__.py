@@ -1,0 +1,71 @@
+"""What executes a model. One file per runtime, registered by `@runtime`; each imports its runtime late."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+
+
+class Session(Protocol):
+    """One loaded model, ready to infer. `precision` is what the runtime says that it executes."""
+
+    precision: str
+
+    def __init__(self, path: str, threads: int, precision: str) -> None:
+        """Load the file. Raises ValueError when the runtime cannot execute that precision."""
+
+    def set_inputs(self, x: np.ndarray) -> None:
+        """Bind float32 inputs (n, …) for the `infer` calls to come."""
+
+    def infer(self) -> None:
+        """One inference of what is bound, with as little around it as the runtime allows."""
+
+    def run(self, x: np.ndarray) -> list[np.ndarray]:
+        """The outputs for `x`, in the model's order."""
+
+    @staticmethod
+    def version() -> str:
+        """The runtime's version."""
+
+    @staticmethod
+    def warm() -> None:
+        """Load the runtime with a model of one node: what a process needs before any real model."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """A registered runtime and the formats that it opens."""
+
+    name: str
+    formats: tuple[str, ...]
+    session: type[Session]
+
+
+RUNTIMES: dict[str, Runtime] = {}
+S = TypeVar("S", bound=type[Session])
+
+
+def runtime(name: str, *, formats: tuple[str, ...]) -> Callable[[S], S]:
+    """Class decorator: register a Session as runtime `name` for files of these formats."""
+
+    def decorate(session: S) -> S:
+        RUNTIMES[name] = Runtime(name, formats, session)
+        return session
+
+    return decorate
+
+
+def load(name: str, path: Path | str, *, threads: int, precision: str) -> Session:
+    """Open a model file in a runtime, with pinned threads and precision (f32, f16 or bf16)."""
+    return RUNTIMES[name].session(str(path), threads, precision)
+
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")

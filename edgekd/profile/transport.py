@@ -1,0 +1,30 @@
+"""What a transport is: how the device part is run on a device. One file each, registered by `@transport`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgekd.profile.targets import Target
+from edgekd.registry import Registry
+
+
+class Transport(Protocol):
+    """Runs a measuring plan (see `device/measure.py`) on the device of a target."""
+
+    def measure(
+        self,
+        target: Target,
+        plan: dict[str, Any],
+        folder: Path,
+        tell: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Leave `result.json` and `samples.npz` in `folder`; `tell` gets every progress event.
+
+        Paths in `plan` are this machine's. Raises StageError with the device's own words.
+        """
+
+
+TRANSPORTS: Registry[type[Transport]] = Registry("transport", "edgekd.profile.transports")
+transport = TRANSPORTS.register
