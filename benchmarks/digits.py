@@ -54,7 +54,9 @@ def table(folder: Path, seeds: int) -> str:
     for seed in range(seeds):
         run = verified(folder / f"seed{seed}", seed)
         plain = verified(folder / f"undistilled{seed}", seed, *UNDISTILLED)
-        rows.append((deployed(run, "teacher"), deployed(run, "student"), deployed(plain, "student")))
+        rows.append(
+            (deployed(run, "teacher"), deployed(run, "student"), deployed(plain, "student"))
+        )
     profile = Run.open(folder / "seed0").profile
     cards = {role: Run.open(folder / "seed0").card(role) for role in ("teacher", "student")}
     return render(rows, profile, cards, cold, again)
@@ -91,7 +93,9 @@ def render(rows, profile, cards, cold: float, again: float) -> str:
         "| seed | teacher | student, distilled | same student, not distilled |",
         "|---|---|---|---|",
         *(f"| {i} | {t:.2f} | {s:.2f} | {u:.2f} |" for i, (t, s, u) in enumerate(rows)),
-        "| mean ± s.d. | " + " | ".join(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, spread, strict=True)) + " |",
+        "| mean ± s.d. | "
+        + " | ".join(f"{m:.2f} ± {s:.2f}" for m, s in zip(mean, spread, strict=True))
+        + " |",
         "",
         f"Drop against the teacher, mean of 3 seeds: {first3[0] - first3[1]:.2f} points. "
         f"Gain over the undistilled student, mean of {len(rows)} seeds: {mean[1] - mean[2]:.2f} points.",
@@ -103,9 +107,7 @@ def render(rows, profile, cards, cold: float, again: float) -> str:
         "|---|---|---|---|---|",
     ]
     for c in profile.comparisons:
-        p50 = {
-            m.role: m.latency.p50 * 1e6 for m in profile.measurements if m.runtime == c.runtime
-        }
+        p50 = {m.role: m.latency.p50 * 1e6 for m in profile.measurements if m.runtime == c.runtime}
         low, high = c.speedup_interval
         lines.append(
             f"| {c.runtime} | {p50['teacher']:.1f} µs | {p50['student']:.1f} µs | "

@@ -44,9 +44,12 @@ def test_other_system_errors_pass_through(tmp_path):
 def test_a_real_full_disk_is_one_clear_error(tmp_path):
     if not os.path.exists("/dev/full"):
         pytest.skip("no /dev/full")
-    with pytest.raises(StageError, match="disk is full"), disk_errors(tmp_path):
-        with open("/dev/full", "wb", buffering=0) as file:
-            file.write(b"x")
+    with (
+        pytest.raises(StageError, match="disk is full"),
+        disk_errors(tmp_path),
+        open("/dev/full", "wb", buffering=0) as file,
+    ):
+        file.write(b"x")
 
 
 @pytest.mark.parametrize("content", [None, b"{", b"\xff"])

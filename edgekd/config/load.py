@@ -113,7 +113,7 @@ def _plain(
 
 def _scalar(
     node: yaml.Node, loader: yaml.SafeLoader, where: str
-) -> None | bool | int | float | str:
+) -> bool | int | float | str | None:
     if not isinstance(node, yaml.ScalarNode):
         raise UsageError("a list or a mapping cannot be a key", where=where)
     try:

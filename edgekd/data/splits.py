@@ -66,7 +66,7 @@ def take(
 def _quotas(sizes: np.ndarray, count: int, least: int) -> np.ndarray:
     """Largest-remainder shares of `count`, never below `least` nor above what there is."""
     exact = sizes * count / sizes.sum()
-    quotas = np.clip(np.floor(exact).astype(int), np.minimum(least, sizes), sizes)
+    quotas: np.ndarray = np.clip(np.floor(exact).astype(int), np.minimum(least, sizes), sizes)
     for label in np.argsort(quotas - exact, kind="stable"):
         if quotas.sum() < count and quotas[label] < sizes[label]:
             quotas[label] += 1

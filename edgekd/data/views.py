@@ -51,9 +51,7 @@ class Views:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Which rows (n, height) and columns (n, width) of the padded image make the view."""
         shifts = 2 * self.augment.crop + 1
-        down, right, mirrored = (
-            random_bits(self.seed, samples, view, draw) for draw in range(3)
-        )
+        down, right, mirrored = (random_bits(self.seed, samples, view, draw) for draw in range(3))
         rows = (down % shifts).astype(np.int64)[:, None] + np.arange(height)
         columns = (right % shifts).astype(np.int64)[:, None] + np.arange(width)
         if self.augment.flip:
@@ -76,4 +74,5 @@ def random_bits(seed: int, samples: np.ndarray, view: int, draw: int) -> np.ndar
 def _mix(z: np.ndarray) -> np.ndarray:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    mixed: np.ndarray = z ^ (z >> np.uint64(31))
+    return mixed

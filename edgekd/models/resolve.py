@@ -43,32 +43,28 @@ def build(
     """
     import torch
 
+    place = f"{where} {model}"
     kind, name = _parse(model, where)
+    offered = {"num_classes": classes, "in_channels": input_shape[0], "input_shape": input_shape}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             if kind == "zoo":
-                from edgekd.models.network import NETWORKS
-
-                factory: Callable[..., Any] = NETWORKS.get(name).build
-                return _call(factory, (input_shape, classes), args, model, where)
-            factory = _import(kind, name, base, where)
-            offered = {"num_classes": classes, "in_channels": input_shape[0], "input_shape": input_shape}
-            given = {**_accepted(factory, offered), **args}
-            module = _call(factory, (), given, model, where)
+                module = _call(_zoo(name), (input_shape, classes), args, place)
+            else:
+                factory = _import(kind, name, base, where)
+                module = _call(factory, (), {**_accepted(factory, offered), **args}, place)
         except UsageError as error:
-            raise UsageError(error.what, where=error.where or f"{where} {model}", fix=error.fix) from None
+            raise UsageError(error.what, where=error.where or place, fix=error.fix) from None
     if not isinstance(module, torch.nn.Module):
         raise UsageError(
             f"gives a {type(module).__name__}; should give a torch.nn.Module",
-            where=f"{where} {model}",
+            where=place,
         )
     return module
 
 
-def check(
-    module: nn.Module, *, role: str, input_shape: tuple[int, ...], classes: int
-) -> None:
+def check(module: nn.Module, *, role: str, input_shape: tuple[int, ...], classes: int) -> None:
     """Run two samples of zeros through it. Raises UsageError unless it gives (2, classes) logits."""
     import torch
 
@@ -144,6 +140,12 @@ def _search_path(base: Path) -> list[Path]:
     return [base, *(Path(folder or ".") for folder in sys.path)]
 
 
+def _zoo(name: str) -> Callable[..., Any]:
+    from edgekd.models.network import NETWORKS
+
+    return NETWORKS.get(name).build
+
+
 def _import(kind: str, name: str, base: Path, where: str) -> Callable[..., Any]:
     path = _source_file(kind, name, base, where)
     try:
@@ -165,7 +167,8 @@ def _load_file(path: Path) -> ModuleType:
     """A .py file as a module of its own name, whatever else is called so."""
     name = f"edgekd_model_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -196,11 +199,7 @@ def _accepted(factory: Callable[..., Any], offered: dict[str, Any]) -> dict[str,
 
 
 def _call(
-    factory: Callable[..., Any],
-    positional: tuple[Any, ...],
-    args: dict[str, Any],
-    model: str,
-    where: str,
+    factory: Callable[..., Any], positional: tuple[Any, ...], args: dict[str, Any], place: str
 ) -> Any:
     try:
         signature = inspect.signature(factory)
@@ -210,10 +209,10 @@ def _call(
         try:
             signature.bind(*positional, **args)
         except TypeError as error:
-            taken = [name for name in signature.parameters][len(positional) :]
+            taken = list(signature.parameters)[len(positional) :]
             raise UsageError(
                 str(error),
-                where=f"{where} {model}",
+                where=place,
                 fix=f"it takes: {', '.join(taken) or 'no arguments'}",
             ) from None
     try:
@@ -223,7 +222,7 @@ def _call(
     except (Exception, SystemExit) as error:
         raise UsageError(
             f"cannot be built with these args: {_line(error)}",
-            where=f"{where} {model}",
+            where=place,
             fix=f"it failed at {_frame(error, None)}; its args were {args}",
         ) from None
 

@@ -42,7 +42,8 @@ def load_weights(module: nn.Module, path: Path) -> None:
     misshapen = [n for n, v in expected.items() if n in state and state[n].shape != v.shape]
     if missing or unexpected or misshapen:
         raise UsageError(
-            "the weights do not fit the network: " + _misfit(state, expected, missing, unexpected, misshapen),
+            "the weights do not fit the network: "
+            + _misfit(state, expected, missing, unexpected, misshapen),
             where=str(path),
             fix="check the model and its args, or the file",
         )

@@ -210,7 +210,8 @@ def _comparisons(
             if teacher.role != "teacher" or not same_place:
                 continue
             ratio, interval = speedup(
-                *(_samples(samples, m.latency.samples) for m in (teacher, student))
+                _samples(samples, teacher.latency.samples),
+                _samples(samples, student.latency.samples),
             )
             comparisons.append(
                 Comparison(

@@ -100,4 +100,5 @@ def _resampled_quantiles(samples: Samples, weights: np.ndarray) -> np.ndarray:
     wanted = np.array(QUANTILES) * cumulated[:, -1:]
     # The first bin whose cumulated count reaches the wanted one: the inverse of the CDF.
     found = [np.argmax(cumulated >= wanted[:, [i]] - 1e-9, axis=1) for i in range(len(QUANTILES))]
-    return edges[np.stack(found, axis=1)]
+    quantiles: np.ndarray = edges[np.stack(found, axis=1)]
+    return quantiles

@@ -135,9 +135,7 @@ def _places(contents: Contents) -> list[tuple[str | None, str | None, str]]:
     return list(places)
 
 
-def _deployed(
-    contents: Contents, target: str | None, runtime: str | None, format: str
-) -> Group:
+def _deployed(contents: Contents, target: str | None, runtime: str | None, format: str) -> Group:
     parity = {
         p.role: p
         for p in (contents.verify.files if contents.verify else ())
@@ -164,9 +162,7 @@ def _deployed(
     return Group(title, _detail(measured, parity, format), tuple(rows), target, runtime)
 
 
-def _comparison(
-    contents: Contents, target: str | None, runtime: str | None
-) -> Comparison | None:
+def _comparison(contents: Contents, target: str | None, runtime: str | None) -> Comparison | None:
     for comparison in contents.profile.comparisons if contents.profile else ():
         if (comparison.target, comparison.runtime) == (target, runtime):
             return comparison
@@ -221,9 +217,7 @@ def _unsettled(measured: dict[Role, Measurement]) -> str:
     return "; ".join(notes)
 
 
-def _detail(
-    measured: dict[Role, Measurement], parity: dict[Role, Parity], format: str
-) -> str:
+def _detail(measured: dict[Role, Measurement], parity: dict[Role, Parity], format: str) -> str:
     if not measured:
         verified = _distinct(p.precision for p in parity.values())
         return " · ".join([format, *(verified or ["not verified yet"])])

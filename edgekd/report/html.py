@@ -74,7 +74,7 @@ def render(run: Run) -> str:
     template = environment.from_string(_resource("report.html.j2"))
     compared = groups(contents)
     return template.render(
-        style=Markup(_resource("style.css")),  # noqa: S704 (our own file)
+        style=Markup(_resource("style.css")),
         manifest=contents.manifest,
         name=contents.manifest.config.get("name", "run"),
         models={role: trained.card for role, trained in contents.models.items()},
@@ -130,7 +130,9 @@ def _tiles(contents: Contents, compared: list[Group]) -> Iterator[Tile]:
 
 def _fastest(contents: Contents) -> Measurement | None:
     students = [
-        m for m in (contents.profile.measurements if contents.profile else ()) if m.role == "student"
+        m
+        for m in (contents.profile.measurements if contents.profile else ())
+        if m.role == "student"
     ]
     first = students[0].target if students else None
     return min(
@@ -139,7 +141,9 @@ def _fastest(contents: Contents) -> Measurement | None:
 
 
 def _tile(label: str, group: Group, row: Row) -> Tile:
-    assert row.teacher and row.student and row.change
+    assert row.teacher
+    assert row.student
+    assert row.change
     return Tile(label, row.change.text, f"{row.teacher.text} → {row.student.text}, {group.title}")
 
 
@@ -159,12 +163,14 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
             continue
         title = f"Test accuracy against p50 latency on {target}"
         points = [
-            plots.Point(m.role, m.runtime, m.latency.p50, m.latency.p50_interval, a.value, a.interval)
+            plots.Point(
+                m.role, m.runtime, m.latency.p50, m.latency.p50_interval, a.value, a.interval
+            )
             for m, a in pairs
         ]
         yield Plot(
             title,
-            Markup(plots.pareto(points, name=f"pareto-{position}", title=title)),  # noqa: S704
+            Markup(plots.pareto(points, name=f"pareto-{position}", title=title)),
             ("file", "runtime", "p50", "95 % interval", "accuracy", "95 % interval"),
             tuple(
                 (
@@ -198,7 +204,7 @@ def _distributions(contents: Contents, run: Run) -> Iterator[Plot]:
         svg = plots.distribution(values, name=f"latency-{position}", title=title)
         yield Plot(
             title,
-            Markup(svg),  # noqa: S704 (written by plots, names escaped)
+            Markup(svg),
             ("model", "calls", "min", "p50", "p90", "p99", "max"),
             tuple(
                 (
@@ -223,7 +229,9 @@ def _per_class(contents: Contents) -> Plot | None:
     shares = {role: _shares(parity.accuracy) for role, parity in chosen.items()}
     rows = [
         plots.ClassAccuracy(name, teacher, student)
-        for name, teacher, student in zip(classes, shares["teacher"], shares["student"], strict=False)
+        for name, teacher, student in zip(
+            classes, shares["teacher"], shares["student"], strict=False
+        )
     ]
     if not rows:
         return None
@@ -237,10 +245,13 @@ def _per_class(contents: Contents) -> Plot | None:
     if len(rows) > _MOST_CLASSES_LISTED:
         notes.append(f"Listed: {_MOST_CLASSES_LISTED}; report.json has all.")
     listed = changed[:_MOST_CLASSES_LISTED] if several else rows
-    totals = {name: total for name, (_, total) in zip(classes, chosen["student"].accuracy.per_class, strict=False)}
+    totals = {
+        name: total
+        for name, (_, total) in zip(classes, chosen["student"].accuracy.per_class, strict=False)
+    }
     return Plot(
         title,
-        Markup(plots.per_class(plotted, name="classes", title=title)),  # noqa: S704
+        Markup(plots.per_class(plotted, name="classes", title=title)),
         ("class", "samples", "teacher", "student", "difference"),
         tuple(
             (
@@ -294,7 +305,7 @@ def _training(contents: Contents) -> Iterator[Plot]:
         shown = "" if len(listed) == len(history.epochs) else "; report.json has all of them"
         yield Plot(
             title,
-            Markup(plots.curves(role, history, name=f"training-{role}", title=title)),  # noqa: S704
+            Markup(plots.curves(role, history, name=f"training-{role}", title=title)),
             ("epoch", *names, "validation accuracy", "validation loss", "learning rate"),
             tuple(_epoch(epoch, names) for epoch in listed),
             f"{len(history.epochs)} epochs in {format_quantity(history.seconds, 'time')}; "

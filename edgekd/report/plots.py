@@ -9,6 +9,7 @@ import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -40,7 +41,7 @@ _TERM_DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = (
 )  # fmt: skip
 _POINTS = 400
 # For the time of one plot; whatever the user's matplotlibrc says, no text is run as TeX or maths.
-_SETTINGS = {
+_SETTINGS: Any = {
     "text.usetex": False,
     "text.parse_math": False,
     "svg.fonttype": "none",
@@ -127,8 +128,8 @@ def distribution(samples: Mapping[Role, np.ndarray], *, name: str, title: str) -
         )  # fmt: skip
         # The slowest call of thousands would squeeze the rest; the table has it.
         ends += [float(values.min()), float(np.quantile(values, 0.999))]
-    for share in (0.5, 0.9, 0.99):
-        axes.axhline(share, color=_INK, alpha=0.28, linewidth=0.8, zorder=1)
+    for line in (0.5, 0.9, 0.99):
+        axes.axhline(line, color=_INK, alpha=0.28, linewidth=0.8, zorder=1)
     _latency_axis(axes, min(ends) / 1.12, max(ends) * 1.12)
     axes.set_xlabel("latency (log scale)")
     axes.set_ylabel("share of calls")
@@ -207,7 +208,7 @@ def curves(role: Role, history: History, *, name: str, title: str) -> str:
         _style(axes)
         if kept is not None:
             axes.axvline(kept + 1, color=_INK, alpha=0.45, linewidth=1, linestyle=(0, (2, 2)))
-    upper.set_ylabel("weighted loss" if not upper.get_yscale() == "log" else "weighted loss (log)")
+    upper.set_ylabel("weighted loss" if upper.get_yscale() != "log" else "weighted loss (log)")
     lower.set_ylabel("validation accuracy")
     lower.yaxis.set_major_formatter(FuncFormatter(_percent))
     lower.yaxis.set_major_locator(MaxNLocator(4))
@@ -345,7 +346,7 @@ def _svg(figure: Figure, name: str, title: str) -> str:
     with warnings.catch_warnings():
         # The browser has glyphs that the font used for measuring has not.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]
     return _inline(buffer.getvalue(), name, title)
 
 

@@ -33,7 +33,7 @@ def test_a_quantity_is_read_in_base_units(text, dimension, value):
     ],
 )  # fmt: skip
 def test_a_missing_or_foreign_unit_is_refused_with_an_example(text, dimension):
-    with pytest.raises(ValueError, match="for example|too large"):
+    with pytest.raises(ValueError, match=r"for example|too large"):
         parse(text, dimension)
 
 

@@ -154,7 +154,7 @@ class TestIdx:
         [
             ("train-images-idx3-ubyte", b"\x89PNG....", "not an IDX file"),
             ("train-images-idx3-ubyte", b"\0\0\x08\x03\0\0", "cut short"),
-            ("train-images-idx3-ubyte", b"\0\0\x08\x03\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff", "promises"),
+            ("train-images-idx3-ubyte", b"\0\0\x08\x03" + b"\xff" * 12, "promises"),
             ("train-labels-idx1-ubyte", b"\0\0\x08\x01\0\0\0\x01\x00", "labels of shape"),
             ("train-images-idx3-ubyte", b"\0\0\x08\x01\0\0\0\x01\x00", "images of shape"),
         ],
@@ -300,7 +300,9 @@ class TestFolder:
         for name, value in (("a", 0x4000), ("b", 0x8000)):
             (tmp_path / name).mkdir()
             for i in range(4):
-                Image.fromarray(np.full((8, 8), value, np.uint16)).save(tmp_path / name / f"{i}.png")
+                Image.fromarray(np.full((8, 8), value, np.uint16)).save(
+                    tmp_path / name / f"{i}.png"
+                )
         assert set(read("folder:.", tmp_path).inputs.flat) == {0x40, 0x80}
 
     def test_the_orientation_a_camera_wrote_is_applied(self, tmp_path):

@@ -13,9 +13,7 @@ def test_the_loss_is_alpha_cross_entropy_plus_one_minus_alpha_t_squared_kl():
     alpha, T = 0.3, 4.0
     objective = Objective(alpha, (KD(temperature=T, weight=1 - alpha),))
     terms = objective.terms(Knowledge(student), Knowledge(teacher), labels)
-    kl = F.kl_div(
-        F.log_softmax(student / T, 1), F.softmax(teacher / T, 1), reduction="batchmean"
-    )
+    kl = F.kl_div(F.log_softmax(student / T, 1), F.softmax(teacher / T, 1), reduction="batchmean")
     expected = alpha * F.cross_entropy(student, labels) + (1 - alpha) * T**2 * kl
     assert set(terms) == {"cross_entropy", "kd"}
     torch.testing.assert_close(sum(terms.values()), expected)

@@ -51,8 +51,7 @@ def test_a_lower_limit_works_the_other_way_round():
     assert check_budgets(gate({"metric": "speedup", "min": "3 x"}), [figure]).verdict == "pass"
     assert check_budgets(gate({"metric": "speedup", "min": "5 x"}), [figure]).verdict == "fail"
     assert (
-        check_budgets(gate({"metric": "speedup", "min": "4 x"}), [figure]).verdict
-        == "inconclusive"
+        check_budgets(gate({"metric": "speedup", "min": "4 x"}), [figure]).verdict == "inconclusive"
     )
 
 

@@ -53,7 +53,10 @@ def test_a_factory_gets_classes_and_channels_and_may_import_its_neighbours(base,
 
 
 def test_args_are_passed_and_win_over_what_edgekd_offers(base):
-    assert make("nets.py:net", base, width=7, num_classes=3)(torch.zeros(1, 1, 8, 8)).shape == (1, 3)
+    assert make("nets.py:net", base, width=7, num_classes=3)(torch.zeros(1, 1, 8, 8)).shape == (
+        1,
+        3,
+    )
 
 
 def test_a_module_in_a_package(base):
@@ -94,7 +97,9 @@ def test_an_exception_in_the_users_file_is_located(base):
 
 
 def test_a_wrong_argument_lists_the_right_ones(base):
-    with pytest.raises(UsageError, match=r"'hight'(.|\n)*it takes: num_classes, in_channels, width"):
+    with pytest.raises(
+        UsageError, match=r"'hight'(.|\n)*it takes: num_classes, in_channels, width"
+    ):
         make("nets.py:net", base, hight=3)
 
 
@@ -104,7 +109,9 @@ class TestCheck:
 
     def test_another_number_of_classes_names_the_role_and_both_numbers(self, base):
         module = make("nets.py:net", base, num_classes=7)
-        with pytest.raises(UsageError, match=r"the student gives logits of shape \('n', 7\)") as caught:
+        with pytest.raises(
+            UsageError, match=r"the student gives logits of shape \('n', 7\)"
+        ) as caught:
             self.run(module)
         assert "has 5 classes" in str(caught.value)
 
@@ -115,7 +122,9 @@ class TestCheck:
             self.run(torch.nn.Linear(3, 5))
 
     def test_it_leaves_mode_and_buffers_alone(self):
-        module = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 5))
+        module = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.BatchNorm1d(64), torch.nn.Linear(64, 5)
+        )
         before = module[1].running_mean.clone() + 0
         self.run(module.train())
         assert module.training

@@ -18,7 +18,10 @@ def network(seed=0, width=4):
 
 
 def same(a, b):
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
 
 
 def test_a_round_trip_is_exact_and_tied_weights_survive(tmp_path):
@@ -69,7 +72,9 @@ def test_a_pickled_model_is_refused_and_not_run(tmp_path, zipped):
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"text", b"PK\3\4 not a zip", b"\x80\x02.", b"\xff" * 100])
+@pytest.mark.parametrize(
+    "content", [b"", b"text", b"PK\3\4 not a zip", b"\x80\x02.", b"\xff" * 100]
+)
 def test_files_that_are_no_checkpoints(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UsageError, match=name):
@@ -97,7 +102,9 @@ def test_weights_of_another_network_say_how_they_differ(tmp_path):
     with pytest.raises(UsageError, match=r"'0\.weight' is \(5, 3\) in the file and \(4, 3\)"):
         load_weights(network(), tmp_path / "w.safetensors")
     save_file({"0.weight": torch.zeros(4, 3), "head": torch.zeros(1)}, tmp_path / "w.safetensors")
-    with pytest.raises(UsageError, match=r"missing, such as '0\.bias'; 1 are unknown, such as 'head'"):
+    with pytest.raises(
+        UsageError, match=r"missing, such as '0\.bias'; 1 are unknown, such as 'head'"
+    ):
         load_weights(network(), tmp_path / "w.safetensors")
 
 

@@ -46,12 +46,16 @@ def test_every_network_takes_small_grey_images_and_trains(tmp_path):
         assert module.training
         loss = torch.nn.functional.cross_entropy(module(torch.randn(4, 1, 8, 8)), torch.arange(4))
         loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters()), name
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters()), (
+            name
+        )
 
 
 def test_other_image_sizes_work(tmp_path):
     for name in ("resnet8", "wrn16-1", "mobilenetv2", "shufflenetv2", "dscnn"):
-        check(make(name, (3, 29, 45), 5, tmp_path), role="teacher", input_shape=(3, 29, 45), classes=5)
+        check(
+            make(name, (3, 29, 45), 5, tmp_path), role="teacher", input_shape=(3, 29, 45), classes=5
+        )
 
 
 def test_the_digits_student_has_5194_parameters(tmp_path):

@@ -83,7 +83,9 @@ def test_a_complete_run_has_every_artifact(finished):
 
 def test_verify_and_profile_speak_of_every_file_in_its_runtime(finished):
     expected = {
-        (role, runtime) for role in ("teacher", "student") for runtime in ("onnxruntime", "openvino")
+        (role, runtime)
+        for role in ("teacher", "student")
+        for runtime in ("onnxruntime", "openvino")
     }
     assert {(f.role, f.runtime) for f in finished.verify.files} == expected
     assert {(m.role, m.runtime) for m in finished.profile.measurements} == expected
@@ -157,7 +159,14 @@ def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
 
 def test_training_that_is_killed_goes_on_to_the_same_weights(finished, tmp_path):
     config = tmp_path / "c.json"
-    config.write_text(json.dumps(merged(TINY, {"distill": {"checkpoint_every": 0}, "teacher": {"train": {"checkpoint_every": 0}}})))
+    config.write_text(
+        json.dumps(
+            merged(
+                TINY,
+                {"distill": {"checkpoint_every": 0}, "teacher": {"train": {"checkpoint_every": 0}}},
+            )
+        )
+    )
     out = tmp_path / "alone" / "r"
     command = [sys.executable, "-m", "edgekd", "distill", str(config), "--out", str(out), "-q"]
     kills = 0
@@ -202,7 +211,9 @@ def test_two_commands_never_write_the_same_run(run):
 
 
 def test_a_failing_stage_leaves_earlier_artifacts_intact(run):
-    before = {p: sha256_file(p) for p in run.path.rglob("*") if p.is_file() and p.name != "run.json"}
+    before = {
+        p: sha256_file(p) for p in run.path.rglob("*") if p.is_file() and p.name != "run.json"
+    }
     with pytest.raises(StageError, match="loss"):
         line(run.path, distill={"learning_rate": 1e30, "warmup": 0.0, "optimizer": "sgd"})
     after = {p: sha256_file(p) for p in before}
@@ -242,9 +253,12 @@ def test_an_unwritable_output_is_one_clear_error(tmp_path):
 def test_a_full_disk_is_one_clear_error_and_earlier_artifacts_stay(tmp_path, finished):
     small = tmp_path / "small"
     small.mkdir()
-    if os.geteuid() != 0 or subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True
-    ).returncode:
+    if (
+        os.geteuid() != 0
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True
+        ).returncode
+    ):
         pytest.skip("needs the right to mount a small file system")
     try:
         run, _ = line(small / "r", "teacher", teacher={"args": {"hidden": [256]}})

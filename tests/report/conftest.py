@@ -228,11 +228,13 @@ class Builder:
                 speedup = teacher.latency.p50 / student.latency.p50
                 comparisons.append(
                     Comparison(
-                        target=target, runtime=runtime, speedup=speedup,
+                        target=target,
+                        runtime=runtime,
+                        speedup=speedup,
                         speedup_interval=(speedup * 0.99, speedup * 1.01),
                         memory_ratio=teacher.memory.model / student.memory.model,
                         compression=teacher.size / student.size,
-                    )  # fmt: skip
+                    )
                 )
         machine = {
             "cpu": "Intel(R) Core(TM) i7-1365U", "cores": 12, "governor": "performance",

@@ -21,7 +21,9 @@ class Digits:
         spec = importlib.util.find_spec("sklearn")
         if spec is None or not spec.submodule_search_locations:
             raise UsageError("scikit-learn is not installed", where="data.source")
-        return content_hash(Path(spec.submodule_search_locations[0]) / "datasets/data/digits.csv.gz")
+        return content_hash(
+            Path(spec.submodule_search_locations[0]) / "datasets/data/digits.csv.gz"
+        )
 
     def load(self, location: Path | None, config: Data) -> Samples:
         """All of it, as (1797, 1, 8, 8) uint8."""

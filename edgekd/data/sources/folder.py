@@ -54,9 +54,7 @@ class Folder:
             )
         images = [_open(path) for path, _, _ in files]
         grey = all(image.mode in _GREY for image in images)
-        arrays = [
-            _array(image, grey, config.image_size) for image in images
-        ]
+        arrays = [_array(image, grey, config.image_size) for image in images]
         _check_sizes([path for path, _, _ in files], arrays)
         return Samples(
             inputs=np.stack(arrays),
@@ -84,7 +82,9 @@ def _class_names(folders: list[Path]) -> tuple[str, ...]:
     }
     for name in names:
         if not name.isprintable():
-            raise UsageError(f"the folder name {name!r} cannot be a class name", where="data.source")
+            raise UsageError(
+                f"the folder name {name!r} cannot be a class name", where="data.source"
+            )
     return tuple(sorted(names))
 
 

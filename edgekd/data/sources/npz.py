@@ -80,7 +80,14 @@ def _read(path: Path) -> dict[str, np.ndarray]:
                 fix="save plain arrays of numbers or text",
             ) from None
         raise UsageError(f"cannot be read: {error}", where=str(path)) from None
-    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, KeyError, NotImplementedError) as error:
+    except (
+        OSError,
+        EOFError,
+        zlib.error,
+        zipfile.BadZipFile,
+        KeyError,
+        NotImplementedError,
+    ) as error:
         raise UsageError(f"cannot be read as .npz: {error}", where=str(path)) from None
 
 
@@ -112,7 +119,7 @@ def _labels(
     if classes is None or y.dtype.kind not in "iu":
         return number_classes(y, where=str(path))
     names = tuple(str(name) for name in classes.reshape(-1))
-    if len(y) and not (0 <= y.min() and y.max() < len(names)):
+    if len(y) and not (y.min() >= 0 and y.max() < len(names)):
         raise UsageError(
             f"y has labels {y.min()} to {y.max()} for {len(names)} classes", where=str(path)
         )

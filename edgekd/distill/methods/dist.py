@@ -35,4 +35,5 @@ class DIST(Method):
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """ρ of each pair of rows; 0 where a row is constant."""
     a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    return (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-8)
+    correlation: Tensor = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-8)
+    return correlation

@@ -27,7 +27,11 @@ def _factory(depth: int) -> Callable[[Shape, int], nn.Module]:
             zip(_CONVOLUTIONS[depth], _WIDTHS, strict=True)
         ):
             for _ in range(convolutions):
-                layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                ]
                 channels = width
             if stage < 3:
                 layers.append(nn.MaxPool2d(2))

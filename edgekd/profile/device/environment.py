@@ -133,7 +133,9 @@ def _distribution() -> str | None:
 def _container() -> bool:
     if Path("/.dockerenv").exists() or Path("/run/.containerenv").exists():
         return True
-    return any(word in (_text(Path("/proc/1/cgroup")) or "") for word in ("docker", "kubepods", "lxc"))
+    return any(
+        word in (_text(Path("/proc/1/cgroup")) or "") for word in ("docker", "kubepods", "lxc")
+    )
 
 
 def _cgroup_cpus() -> float | None:

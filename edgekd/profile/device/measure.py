@@ -170,7 +170,9 @@ def _drifts(medians: np.ndarray, interval: float) -> bool:
 class _Worker:
     """The near end of a worker process."""
 
-    def __init__(self, model: dict[str, Any], inputs: str, process: subprocess.Popen[str], log: Any):
+    def __init__(
+        self, model: dict[str, Any], inputs: str, process: subprocess.Popen[str], log: Any
+    ):
         self.id = model["id"]
         self.load = {key: model[key] for key in ("runtime", "path", "threads", "precision")}
         self.load["inputs"] = inputs
@@ -178,7 +180,8 @@ class _Worker:
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer. Raises MeasureError."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
@@ -220,5 +223,12 @@ def _worker(model: dict[str, Any], inputs: str) -> Iterator[_Worker]:
         try:
             yield _Worker(model, inputs, process, log)
         finally:
-            process.kill()
-            process.communicate()
+            _end(process)
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    """The end of its input ends a worker; one in the middle of a long inference is not waited for."""
+    with contextlib.suppress(BrokenPipeError, subprocess.TimeoutExpired):
+        process.communicate(timeout=2)
+    process.kill()
+    process.wait()

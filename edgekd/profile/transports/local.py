@@ -49,9 +49,10 @@ class Local:
                     reason = event.get("error", "")
                     if not reason:
                         tell(event)
-            finally:
-                # After Ctrl-C it ends by itself; after an error of ours it must not go on alone.
+            except BaseException:
+                # Whatever stops us, Ctrl-C included, it must not go on measuring alone.
                 process.terminate()
+                raise
             if process.wait() != 0:
                 log.seek(0)
                 words = log.read().strip().splitlines()

@@ -9,7 +9,14 @@ from . import runtime
 if TYPE_CHECKING:
     import numpy as np
 
-_PRECISIONS = {"float32": "f32", "f32": "f32", "float16": "f16", "f16": "f16", "bfloat16": "bf16", "bf16": "bf16"}
+_PRECISIONS = {
+    "float32": "f32",
+    "f32": "f32",
+    "float16": "f16",
+    "f16": "f16",
+    "bfloat16": "bf16",
+    "bf16": "bf16",
+}
 
 
 @runtime("openvino", formats=("openvino",))
