@@ -106,7 +106,9 @@ class Training(Section):
     )
     warmup: float = Field(0.05, ge=0, lt=1, description="Share of the steps with linear warm-up.")
     select: Literal["best", "last"] = Field(
-        "best", description="Keep the epoch best on the validation split, or the last one."
+        "best",
+        description="Keep the latest epoch within one standard error of the best accuracy on the "
+        "validation split (Breiman 1984, §3.4.3: a lucky early epoch is not picked), or the last.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch decides.")
     checkpoint_every: NonNegative = Field(

@@ -199,8 +199,6 @@ def _end_epoch(
             where=f"epoch {state.epoch + 1}",
             fix="lower learning_rate, or check the data for extreme values",
         )
-    best = state.epochs[state.best_epoch] if state.best_epoch >= 0 else None
-    score = (accuracy, -loss)
     state.epochs.append(
         {
             "epoch": state.epoch,
@@ -213,11 +211,9 @@ def _end_epoch(
             "validation_loss": loss,
         }
     )
-    if (
-        config.select == "last"
-        or best is None
-        or score >= (best["validation_accuracy"], -best["validation_loss"])
-    ):
+    best = max(epoch["validation_accuracy"] for epoch in state.epochs)
+    standard_error = math.sqrt(best * (1 - best) / len(labels))
+    if config.select == "last" or accuracy >= best - standard_error:
         state.best_epoch = state.epoch
         state.best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from edgekd.artifacts import atomic_path
+from edgekd.artifacts import write_bytes
 from edgekd.errors import UsageError
 
 # Under what the weights are found in common checkpoints, and what wrappers put before their names.
@@ -24,8 +24,7 @@ _PREFIXES = ("module.", "_orig_mod.", "model.", "net.")
 def save_weights(module: nn.Module, path: Path) -> None:
     """Write a safetensors file, atomically. Tied weights are stored once per name."""
     state = {name: value.detach().cpu().clone() for name, value in module.state_dict().items()}
-    with atomic_path(path) as temporary:
-        save_file(state, temporary)
+    write_bytes(path, save(state))
 
 
 def load_weights(module: nn.Module, path: Path) -> None:
