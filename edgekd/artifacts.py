@@ -93,7 +93,7 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise UsageError(
                 f"cannot be written: {error.strerror}",
-                where=str(path),
+                where=str(error.filename or path),
                 fix="choose another folder with --out, or change its permissions",
             ) from None
         raise

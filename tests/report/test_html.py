@@ -1,0 +1,183 @@
+"""report.html: one safe file, every figure in it from an artifact, whole for partial runs too."""
+
+import html.parser
+import re
+
+import pytest
+
+from edgekd.errors import UsageError
+from edgekd.report.html import render
+from tests.report.conftest import rewrite
+
+HOSTILE = "<script>alert(1)</script>\"'&$x^2$\\frac{1}{2}"
+
+
+class Page(html.parser.HTMLParser):
+    """Tags with attributes, the visible text, and whether every tag is closed in order."""
+
+    VOID = {"meta", "br", "hr", "img", "link", "input", "wbr", "col"}
+
+    def __init__(self, source):
+        super().__init__()
+        self.tags, self.text, self.open, self.errors = [], "", [], []
+        self.feed(source)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if not self.open or self.open.pop() != tag:
+            self.errors.append(tag)
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+
+
+def page(run):
+    parsed = Page(render(run))
+    assert parsed.errors == []
+    assert parsed.open == []
+    return parsed
+
+
+def words(parsed):
+    return " ".join(parsed.text.split())
+
+
+def test_the_page_loads_nothing_and_runs_nothing(finished):
+    source = render(finished)
+    parsed = Page(source)
+    assert not {tag for tag, _ in parsed.tags} & {"script", "iframe", "object", "embed", "form"}
+    for _, attributes in parsed.tags:
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href", "xlink:href", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:,"))
+    policies = [
+        a["content"] for _, a in parsed.tags if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert len(policies) == 1
+    assert "default-src 'none'" in policies[0]
+    assert not re.search(r"@import|url\((?!#)", source)
+
+
+def test_identifiers_are_unique_and_links_in_the_page_have_a_target(finished):
+    source = render(finished)
+    identifiers = re.findall(r'\bid="([^"]+)"', source)
+    assert len(identifiers) == len(set(identifiers))
+    targets = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)|labelledby="([^"]+)"', source)
+    assert {"".join(t) for t in targets} <= set(identifiers)
+
+
+def test_it_tells_the_verdict_first_and_every_budget(finished):
+    text = words(page(finished))
+    assert text.index("All 8 budgets hold") < text.index("Teacher against student")
+    for check in finished.gate.checks:
+        assert check.limit in text
+
+
+def test_the_figures_are_those_of_the_artifacts(finished):
+    text = words(page(finished))
+    for m in finished.profile.measurements:
+        assert m.path in text
+    for comparison in finished.profile.comparisons:
+        assert f"{comparison.speedup:.3g}× faster" in text
+    assert "Intel(R) Core(TM) i7-1365U" in text
+    assert "edgekd compress --example digits" in text
+    assert "load average 1.8 on 12 cores while measuring" in text
+    for record in finished.manifest.stages.values():
+        assert record.key[:12] in text
+
+
+def test_there_are_the_plots_that_the_issue_asks_for(finished):
+    source = render(finished)
+    titles = re.findall(r'aria-label="([^"]+)"', source) + re.findall(
+        r"<title[^>]*>([^<]+)", source
+    )
+    joined = " ".join(titles).lower()
+    for words_of_plot in (
+        "accuracy against p50 latency",
+        "latency of onnxruntime",
+        "by class",
+        "training of the student",
+    ):
+        assert words_of_plot in joined
+    assert source.count("<svg") >= 6
+
+
+def test_colours_of_plots_follow_the_page(finished):
+    svgs = "".join(re.findall(r"<svg.*?</svg>", render(finished), flags=re.DOTALL))
+    assert "currentColor" in svgs
+    assert "var(--student)" in svgs
+    assert not re.search(r"#0102\d\d", svgs)
+
+
+def test_a_hostile_text_stays_text(builder):
+    builder.classes = (HOSTILE, *builder.classes[1:])
+    builder.model = {"teacher": HOSTILE, "student": HOSTILE}
+    builder.command = HOSTILE
+    builder.environment = {"machine": {HOSTILE: HOSTILE}, "packages": {}, "git": HOSTILE}
+    source = render(builder.build())
+    assert "<script" not in source
+    assert "&lt;script&gt;alert(1)" in source
+    assert "\\frac{1}{2}" in Page(source).text
+
+
+def test_a_failed_and_an_undecided_budget_are_named(builder):
+    run = builder.build()
+
+    def break_it(value):
+        value["verdict"], value["exit_code"] = "fail", 1
+        value["checks"][0]["verdict"] = "fail"
+        value["checks"][1]["verdict"] = "inconclusive"
+
+    rewrite(run, "gate", "gate/gate.json", break_it)
+    text = words(page(run))
+    assert "1 of 8 budgets is broken: accuracy drop" in text
+    assert "FAIL" in text
+    assert "inconclusive" in text
+
+
+@pytest.mark.parametrize("done", range(7))
+def test_a_run_that_is_not_finished_has_a_report_of_what_there_is(builder, done):
+    from tests.report.conftest import STAGES
+
+    text = words(page(builder.build(*STAGES[:done]) if done else _empty(builder)))
+    for stage in STAGES[done:]:
+        assert stage in text
+
+
+def _empty(builder):
+    run = builder.build("teacher")
+    run.write_manifest(run.manifest.model_copy(update={"stages": {}}))
+    return run
+
+
+def test_given_weights_have_no_curves_and_the_page_says_so(builder):
+    run = builder.build()
+    (run.path / "teacher/history.json").unlink()
+    assert "The weights of the teacher were given" in words(page(run))
+
+
+def test_many_classes_and_targets_stay_readable(builder):
+    builder.targets = ["local", "raspberry-pi-5"]
+    assert "raspberry-pi-5" in words(page(builder.build()))
+
+
+def test_an_edited_artifact_is_one_clear_error(builder):
+    run = builder.build()
+    (run.path / "verify/parity.json").write_text("{}")
+    with pytest.raises(UsageError, match=r"parity\.json"):
+        render(run)
+
+
+def test_samples_that_are_no_archive_are_one_clear_error(builder):
+    run = builder.build()
+    (run.path / "profile/samples.npz").write_bytes(b"not an archive")
+    with pytest.raises(UsageError, match=r"samples\.npz: not an archive"):
+        render(run)
