@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -23,3 +25,18 @@ def __getattr__(name: str) -> Any:
 
         return getattr(api, name)
     raise AttributeError(f"module 'edgekd' has no attribute {name!r}")
+
+
+class _Package(ModuleType):
+    """Rooms are called like the functions (`edgekd/gate/`, `edgekd.gate()`): attributes are functions.
+
+    The import system sets a sub-package as attribute when it is loaded, which would hide the
+    function; `from edgekd.gate.budget import …` does not need that attribute.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -146,7 +146,11 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Hold the run folder for this process, so that two commands never write it at once."""
         with disk_errors(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:
+                # As below /proc, where nothing can be made.
+                raise UsageError(f"cannot be made: {error.strerror}", where=str(self.path)) from None
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:

@@ -89,7 +89,7 @@ def data_part(config: Config, base: Path) -> dict[str, Any]:
     from edgekd.data.resolve import fingerprint
 
     part = config.data.model_dump(mode="json", exclude={"source"})
-    return {"seed": config.seed, **part, "content": fingerprint(config.data, base)}
+    return {"run_seed": config.seed, **part, "content": fingerprint(config.data, base)}
 
 
 def _training(training: Training) -> dict[str, Any]:

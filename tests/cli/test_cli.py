@@ -149,7 +149,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "code", "parts"),
         [
-            ({"dta": {}}, 2, ["c.yaml:1", "did you mean 'data'"]),
+            ({"dta": {}}, 2, ["c.yaml:5", "did you mean 'data'"]),
             ({"seed": "x"}, 2, ["c.yaml:", "seed", "integer"]),
             ({"data": {"source": "idx:nowhere"}}, 2, ["nowhere"]),
             ({"data": {"source": "idxx:nowhere"}}, 2, ["idx"]),

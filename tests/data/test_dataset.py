@@ -83,7 +83,7 @@ class TestNormalisation:
             Data(mean=[0.5])
 
     def test_a_feature_that_never_changes_stays_finite(self, tmp_path):
-        x = [*np.random.default_rng(0).normal(size=(30, 3)), 0, 0, 1000]
+        x = np.random.default_rng(0).normal((0, 0, 1000), size=(30, 3))
         x[:, 1] = 1e4
         np.savez(tmp_path / "a.npz", x=x, y=np.arange(30) % 2)
         data = load(Data(source="npz:a.npz"), 0, tmp_path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import edgekd
+from edgekd import api
 from edgekd.artifacts import sha256_file
 from edgekd.errors import Interrupted, StageError, UsageError
 from edgekd.pipeline.line import run_line
@@ -43,7 +44,7 @@ def merged(base, changes):
 
 
 def line(out, until="report", *, force=None, **changes):
-    config, base = edgekd.api.resolve(merged(TINY, changes))
+    config, base = api.resolve(merged(TINY, changes))
     return run_line(
         config, base=base, out=out, until=until, force=force, progress=Silent(), command="test"
     )
