@@ -14,8 +14,8 @@ from edgekd.errors import StageError
 from edgekd.models import role as roles
 from edgekd.models.role import accuracy
 from edgekd.pipeline.stages import Context
-from edgekd.profile.device.runtimes import RUNTIMES, load
-from edgekd.results import ExportedFile, Parity, Role, VerifyReport
+from edgekd.profile.device.runtimes import RUNTIMES, Session, load
+from edgekd.results import Parity, Role, VerifyReport
 from edgekd.verify.parity import compare
 
 _BATCH = 256
@@ -39,7 +39,7 @@ def run(context: Context) -> None:
         for file in files:
             for runtime in (name for name in RUNTIMES if file.format in RUNTIMES[name].formats):
                 session = load(runtime, context.run.path / file.path, threads=1, precision="f32")
-                answer = _run(session, context, file)
+                answer = _logits(session, context)
                 logits[f"{runtime}/{file.role}"] = answer
                 reference = torch_logits[file.role]
                 where = f"{file.path} in {runtime}"
@@ -78,11 +78,11 @@ def run(context: Context) -> None:
     write_bytes(context.folder / "logits.npz", buffer.getvalue())
 
 
-def _run(session: object, context: Context, file: ExportedFile) -> np.ndarray:
+def _logits(session: Session, context: Context) -> np.ndarray:
     test = context.dataset.test
     chunks = [test[i : i + _BATCH] for i in range(0, len(test), _BATCH)]
     return np.concatenate(
-        [session.run(context.dataset.tensor(chunk).numpy())[0] for chunk in chunks]  # type: ignore[attr-defined]
+        [session.run(context.dataset.tensor(chunk).numpy())[0] for chunk in chunks]
     )
 
 

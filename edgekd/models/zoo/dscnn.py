@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from edgekd.models.network import Shape, he_initialised, image_channels, network
+from edgekd.models.network import Shape, image_channels, network
 
 
 @network("dscnn", "depth-wise separable CNN, the smallest here; args: width (24), depth (2)")
@@ -23,7 +23,7 @@ def dscnn(input_shape: Shape, classes: int, width: int = 24, depth: int = 2) -> 
         layers += _separable(inputs, 2 * width, 2 if position == 0 else 1)
         inputs = 2 * width
     layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes)]
-    return he_initialised(nn.Sequential(*layers))
+    return nn.Sequential(*layers)
 
 
 def _separable(inputs: int, outputs: int, stride: int) -> list[nn.Module]:
