@@ -120,7 +120,7 @@ def render(rows, profile, cards, cold: float, again: float) -> str:
         "",
         f"Cold run, from nothing to the report: {cold:.0f} s. Second run, nothing to do: {again:.1f} s.",
         "",
-        f"Machine: {machine["machine"].get("cpu_model")}, {machine["machine"]["cores"]} cores, {packages}.",
+        f"Machine: {machine['machine'].get('cpu_model')}, {machine['machine']['cores']} cores; {packages}.",
         "",
     ]
     return "\n".join(lines)
