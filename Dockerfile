@@ -8,6 +8,7 @@ ENV PIP_EXTRA_INDEX_URL=$PIP_EXTRA_INDEX_URL \
 WORKDIR /edgekd
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY targets targets
+COPY calibration calibration
 COPY edgekd edgekd
 RUN --mount=type=cache,target=/root/.cache/pip \
     python3 -m venv .venv && .venv/bin/pip install -c constraints.txt .

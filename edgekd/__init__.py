@@ -12,10 +12,20 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgekd.api import compress, distill, export, gate, profile, report, verify
+    from edgekd.api import compress, distill, export, gate, profile, quantize, report, verify
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "compress", "distill", "export", "gate", "profile", "report", "verify"]
+__all__ = [
+    "__version__",
+    "compress",
+    "distill",
+    "export",
+    "gate",
+    "profile",
+    "quantize",
+    "report",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

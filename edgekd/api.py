@@ -60,6 +60,7 @@ def resolve(config: ConfigLike, overrides: Iterable[str] = ()) -> tuple[Config, 
 compress = _until("report", "compress", "The whole line, from the teacher to the report.")
 distill = _until("distill", "distill", "Up to the trained student.")
 export = _until("export", "export", "Up to the exported files.")
+quantize = _until("quantize", "quantize", "Up to the INT8 files, if any are configured.")
 verify = _until("verify", "verify", "Up to the parity and accuracy of the exported files.")
 profile = _until("profile", "profile", "Up to latency, throughput and memory.")
 gate = _until("gate", "gate", "Up to the verdict on the budgets.")

@@ -18,6 +18,8 @@ Interval = tuple[float, float]
 Role = Literal["teacher", "student"]
 Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
+# What the weights of a deployable file are stored and, for int8, computed in.
+Variant = Literal["f32", "int8"]
 
 
 class Record(BaseModel):
@@ -113,9 +115,14 @@ class ExportedFile(Record):
     path: str
     files: tuple[str, ...]
     size: int
-    precision: str
     seconds: float
+    variant: Variant = "f32"
     opset: int | None = None
+
+    @property
+    def name(self) -> str:
+        """ "teacher", "student" or "student-int8"."""
+        return self.role if self.variant == "f32" else f"{self.role}-{self.variant}"
 
 
 class ExportReport(Record):
@@ -124,21 +131,39 @@ class ExportReport(Record):
     files: tuple[ExportedFile, ...]
 
 
+class Calibration(Record):
+    """What an INT8 file was calibrated with; `samples` index the data set's training split."""
+
+    recipe: dict[str, object]
+    samples: tuple[int, ...]
+    reduced_range: bool
+
+
+class QuantizeReport(Record):
+    """`quantized/quantize.json`; without files when the run does not quantize."""
+
+    files: tuple[ExportedFile, ...]
+    calibration: Calibration | None
+
+
 class Parity(Record):
     """One exported file against the PyTorch model it came from, on the same inputs.
 
-    `max_error` is max|Δlogit| / max|reference logit|; it must not exceed `tolerance`.
+    `max_error` is max|Δlogit| / max|reference logit|; it must not exceed `tolerance`. `snr` is in
+    dB, None for equal logits.
     `teacher_agreement` is the share of test samples with the teacher's (PyTorch) top-1 answer.
     """
 
     role: Role
     format: str
+    variant: Variant = "f32"
     runtime: str
     path: str
     precision: str
     samples: int
     max_abs_error: float
     max_error: float
+    snr: float | None = None
     cosine: float
     agreement: float
     teacher_agreement: float
@@ -190,6 +215,7 @@ class Measurement(Record):
 
     role: Role
     format: str
+    variant: Variant = "f32"
     runtime: str
     runtime_version: str
     target: str
@@ -210,12 +236,13 @@ class Measurement(Record):
 
 
 class Comparison(Record):
-    """Teacher against student in the same runtime, from interleaved blocks.
+    """Teacher against a student of this variant in the same runtime, from interleaved blocks.
 
     `speedup` is teacher's p50 / student's p50; `compression` and `memory_ratio` likewise.
     """
 
     target: str
+    variant: Variant = "f32"
     runtime: str
     speedup: float
     speedup_interval: Interval
@@ -233,11 +260,15 @@ class ProfileReport(Record):
 
 
 class Check(Record):
-    """One budget against one measured value. `limit` reads like "≤ 1 point"."""
+    """One budget against one measured value of the student's files of this variant.
+
+    `limit` reads like "≤ 1 point".
+    """
 
     metric: str
     target: str | None
     runtime: str
+    variant: Variant = "f32"
     value: float
     interval: Interval | None
     limit: str

@@ -10,6 +10,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["tests.exported_models"]
+
 # The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
 QUIET = (HealthCheck.too_slow,)
 settings.register_profile("repeat", deadline=None, derandomize=True, suppress_health_check=QUIET)

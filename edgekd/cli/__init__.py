@@ -18,6 +18,7 @@ COMMANDS = {
     "compress": "Teacher to report: run the whole line.",
     "distill": "Train the student (and the teacher before it).",
     "export": "Write ONNX and OpenVINO files of both models.",
+    "quantize": "Write INT8 versions of the student's files.",
     "verify": "Check that the exported files compute the same function.",
     "profile": "Measure latency, throughput and memory.",
     "gate": "Hold the budgets against the results; the exit code is the verdict.",

@@ -182,12 +182,38 @@ class Export(Section):
         return value
 
 
+class Quantize(Section):
+    """INT8 versions of the student's files, calibrated on the training split."""
+
+    recipe: str = Field("default", description="A file of calibration/, shipped or your own.")
+    max_drop: str | None = Field(
+        None,
+        description='Such as "0.3 points": keep the most sensitive layers in float32 until accuracy '
+        "on the validation split falls by no more; null: quantize every layer that can be.",
+    )
+
+    @field_validator("max_drop")
+    @classmethod
+    def _points(cls, value: str | None) -> str | None:
+        if value is not None:
+            units.parse(value, "points")
+        return value
+
+    @property
+    def max_drop_share(self) -> float | None:
+        """`max_drop` as a share in [0, 1]."""
+        return None if self.max_drop is None else units.parse(self.max_drop, "points")
+
+
 class Verify(Section):
-    """How closely an exported file must follow the PyTorch model."""
+    """How closely a deployable file must follow the PyTorch model."""
 
     samples: int = Field(256, ge=1, description="Real inputs compared value by value.")
     tolerance: Positive = Field(
         1e-4, description="Largest |Δlogit| allowed, as a share of the largest |logit|."
+    )
+    int8_tolerance: Positive = Field(
+        0.25, description="The same for INT8 files, whose accuracy is what counts."
     )
 
 
@@ -240,6 +266,11 @@ class Budget(Section):
     min: str | float | None = Field(None, description='Such as "3 x", "97 %".')
     runtime: str | None = Field(None, description="Only this runtime; null: every one measured.")
     target: str | None = Field(None, description="Only this target; null: every one measured.")
+    variant: Literal["f32", "int8"] | None = Field(
+        None,
+        description="Only these files; null: int8 where the run quantizes, else f32 (parity_error: "
+        "always f32).",
+    )
 
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
@@ -277,6 +308,7 @@ class Config(Section):
     student: Student = Field(default_factory=Student)
     distill: Distill = Field(default_factory=Distill)
     export: Export = Field(default_factory=Export)
+    quantize: Quantize | None = Field(None, description="null: no INT8 files.")
     verify: Verify = Field(default_factory=Verify)
     profile: Profile = Field(default_factory=Profile)
     gate: Gate = Field(default_factory=Gate)

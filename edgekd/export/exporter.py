@@ -32,7 +32,6 @@ class Exported:
 
     path: Path
     files: tuple[Path, ...]
-    precision: str = "f32"
     opset: int | None = None
 
 

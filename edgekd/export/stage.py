@@ -44,7 +44,6 @@ def run(context: Context) -> None:
                         path=f"export/{exported.path.name}",
                         files=tuple(f"export/{file.name}" for file in exported.files),
                         size=sum(file.stat().st_size for file in exported.files),
-                        precision=exported.precision,
                         seconds=round(time.monotonic() - started, 3),
                         opset=exported.opset,
                     )

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from edgekd.config import units
 from edgekd.config.schema import DIMENSIONS, Budget, Gate
 from edgekd.errors import UsageError
-from edgekd.results import Check, GateReport, Interval, ProfileReport, Verdict, VerifyReport
+from edgekd.results import (
+    Check,
+    GateReport,
+    Interval,
+    ProfileReport,
+    Variant,
+    Verdict,
+    VerifyReport,
+)
 from edgekd.statistics import paired_difference
 
 
@@ -24,6 +33,7 @@ class Figure:
     runtime: str
     target: str | None = None
     conclusive: bool = True
+    variant: Variant = "f32"
 
 
 def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
@@ -32,14 +42,18 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
     Raises UsageError for a budget that no figure answers: it would otherwise pass unseen.
     """
     figures = list(figures)
+    shipped: Variant = "int8" if any(f.variant == "int8" for f in figures) else "f32"
     checks: list[Check] = []
     for i, budget in enumerate(gate.budgets):
-        matching = [figure for figure in figures if _speaks_of(budget, figure)]
+        matching = [figure for figure in figures if _speaks_of(budget, figure, shipped)]
         if not matching:
-            measured = sorted({f"{f.target or 'any target'}/{f.runtime}" for f in figures})
+            measured = sorted(
+                {f"{f.target or 'any target'}/{f.runtime}/{f.variant}" for f in figures}
+            )
             raise UsageError(
                 f"nothing was measured for {budget.metric} with runtime "
-                f"{budget.runtime or 'any'} on target {budget.target or 'any'}",
+                f"{budget.runtime or 'any'} on target {budget.target or 'any'}, "
+                f"variant {budget.variant or shipped}",
                 where=f"gate.budgets.{i}",
                 fix=f"measured: {', '.join(measured)}",
             )
@@ -64,41 +78,54 @@ def figures(
     for file in verify.files:
         if file.role != "student":
             continue
-        accuracy = file.accuracy
-        yield Figure("accuracy", accuracy.value, accuracy.interval, file.runtime)
-        yield Figure("agreement", file.teacher_agreement, None, file.runtime)
-        yield Figure("parity_error", file.max_error, None, file.runtime)
+        accuracy, agreement = file.accuracy, file.teacher_agreement
         teacher, student = (
-            logits[f"{file.runtime}/{role}"].argmax(1) == labels for role in ("teacher", "student")
+            logits[f"{file.runtime}/{name}"].argmax(1) == labels
+            for name in ("teacher", _name(file.variant))
         )
-        yield Figure(
-            "accuracy_drop",
-            float(teacher.mean() - student.mean()),
-            paired_difference(
-                int((teacher & ~student).sum()), int((student & ~teacher).sum()), len(labels)
-            ),
-            file.runtime,
+        drop = float(teacher.mean() - student.mean())
+        between = paired_difference(
+            int((teacher & ~student).sum()), int((student & ~teacher).sum()), len(labels)
         )
+        of = partial(Figure, runtime=file.runtime, variant=file.variant)
+        yield of("accuracy", accuracy.value, accuracy.interval)
+        yield of("agreement", agreement, None)
+        yield of("parity_error", file.max_error, None)
+        yield of("accuracy_drop", drop, between)
     for m in profile.measurements:
         if m.role != "student":
             continue
-        place = (m.runtime, m.target, m.conclusive)
-        latency = m.latency
-        yield Figure("latency_p50", latency.p50, latency.p50_interval, *place)
-        yield Figure("latency_p90", latency.p90, latency.p90_interval, *place)
-        yield Figure("latency_p99", latency.p99, latency.p99_interval, *place)
-        yield Figure("throughput", m.throughput, m.throughput_interval, *place)
-        yield Figure("memory", m.memory.model, None, *place)
-        yield Figure("size", m.size, None, *place)
+        of = partial(
+            Figure, runtime=m.runtime, target=m.target, conclusive=m.conclusive, variant=m.variant
+        )
+        yield of("latency_p50", m.latency.p50, m.latency.p50_interval)
+        yield of("latency_p90", m.latency.p90, m.latency.p90_interval)
+        yield of("latency_p99", m.latency.p99, m.latency.p99_interval)
+        yield of("throughput", m.throughput, m.throughput_interval)
+        yield of("memory", m.memory.model, None)
+        yield of("size", m.size, None)
     for c in profile.comparisons:
-        yield Figure("speedup", c.speedup, c.speedup_interval, c.runtime, c.target)
-        yield Figure("memory_ratio", c.memory_ratio, None, c.runtime, c.target)
-        yield Figure("compression", c.compression, None, c.runtime, c.target)
+        of = partial(Figure, runtime=c.runtime, target=c.target, variant=c.variant)
+        yield of("speedup", c.speedup, c.speedup_interval)
+        yield of("memory_ratio", c.memory_ratio, None)
+        yield of("compression", c.compression, None)
 
 
-def _speaks_of(budget: Budget, figure: Figure) -> bool:
+def _name(variant: Variant) -> str:
+    """The student's name in `logits.npz`."""
+    return "student" if variant == "f32" else f"student-{variant}"
+
+
+def _speaks_of(budget: Budget, figure: Figure, shipped: Variant) -> bool:
+    """`shipped` is the variant that a budget means when it names none.
+
+    Parity is of the export then: how far INT8 may be off is a matter of accuracy.
+    """
+    if budget.metric == "parity_error":
+        shipped = "f32"
     return (
         budget.metric == figure.metric
+        and figure.variant == (budget.variant or shipped)
         and budget.runtime in (None, figure.runtime)
         # Accuracy belongs to the file, on whichever target it runs.
         and (budget.target is None or figure.target in (None, budget.target))
@@ -120,6 +147,7 @@ def _check(budget: Budget, figure: Figure) -> Check:
         metric=budget.metric,
         target=figure.target,
         runtime=figure.runtime,
+        variant=figure.variant,
         value=figure.value,
         interval=figure.interval,
         limit=written,

@@ -15,11 +15,13 @@ from pydantic import field_validator
 from edgekd.artifacts import disk_errors, sha256_file
 from edgekd.errors import UsageError
 from edgekd.results import (
+    ExportedFile,
     ExportReport,
     GateReport,
     History,
     ModelCard,
     ProfileReport,
+    QuantizeReport,
     Record,
     Role,
     TrainingReport,
@@ -106,6 +108,16 @@ class Run:
         return ExportReport.read(self.path / "export/export.json")
 
     @property
+    def quantize(self) -> QuantizeReport:
+        """The INT8 files, if any, and what they were calibrated with."""
+        return QuantizeReport.read(self.path / "quantized/quantize.json")
+
+    @property
+    def files(self) -> tuple[ExportedFile, ...]:
+        """Everything that can be deployed: exported and quantized files."""
+        return (*self.export.files, *self.quantize.files)
+
+    @property
     def verify(self) -> VerifyReport:
         """Parity and accuracy of the deployable files."""
         return VerifyReport.read(self.path / "verify/parity.json")
@@ -150,7 +162,9 @@ class Run:
                 self.path.mkdir(parents=True, exist_ok=True)
             except FileNotFoundError as error:
                 # As below /proc, where nothing can be made.
-                raise UsageError(f"cannot be made: {error.strerror}", where=str(self.path)) from None
+                raise UsageError(
+                    f"cannot be made: {error.strerror}", where=str(self.path)
+                ) from None
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
             try:

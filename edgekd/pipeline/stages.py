@@ -1,4 +1,4 @@
-"""The assembly line, in order: teacher ► distill ► export ► verify ► profile ► gate ► report."""
+"""The assembly line: teacher ► distill ► export ► quantize ► verify ► profile ► gate ► report."""
 
 from __future__ import annotations
 
@@ -137,6 +137,26 @@ def _export(config: Config, base: Path) -> dict[str, Any]:
     return config.export.model_dump(mode="json")
 
 
+def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
+    from edgekd.quantize.recipes import RECIPES
+
+    if config.quantize is None:
+        return None
+    return {
+        "quantize": config.quantize.model_dump(mode="json"),
+        "recipe": RECIPES.find(config.quantize.recipe, base).model_dump(mode="json"),
+        "data": data_part(config, base),
+        "nncf": _installed("nncf"),
+    }
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
 def _verify(config: Config, base: Path) -> dict[str, Any]:
     data = data_part(config, base)
     return {"verify": config.verify.model_dump(mode="json"), "data": data}
@@ -165,10 +185,12 @@ def _report(config: Config, base: Path) -> dict[str, Any]:
 
 
 _MODELS = ("*/model.json", "*/model.safetensors")
+_FILES = ("export/*", "quantized/*")
 _ROOMS = {
     "teacher": "teachers",
     "distill": "distill",
     "export": "export",
+    "quantize": "quantize",
     "verify": "verify",
     "profile": "profile",
     "gate": "gate",
@@ -195,10 +217,19 @@ LINE: tuple[Stage, ...] = (
         tools=("torch", "onnx", "onnxscript", "openvino"),
         shareable=True,
     ),
-    Stage("verify", 1, _verify, (*_MODELS, "export/*"), "verify", tools=_RUNTIMES, shareable=True),
-    Stage("profile", 1, _profile, ("export/*",), "profile", tools=_RUNTIMES),
-    Stage("gate", 1, _gate, ("verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 1, _report, ("*/*",), ""),
+    Stage("quantize", 1, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage(
+        "verify",
+        2,
+        _verify,
+        (*_MODELS, *_FILES),
+        "verify",
+        tools=_RUNTIMES,
+        shareable=True,
+    ),
+    Stage("profile", 2, _profile, _FILES, "profile", tools=_RUNTIMES),
+    Stage("gate", 2, _gate, ("verify/*", "profile/profile.json"), "gate"),
+    Stage("report", 2, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

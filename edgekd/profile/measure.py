@@ -61,6 +61,7 @@ def profile(
         measurements += here
         warnings += [text for m in here for text in _doubts(m)]
         comparisons += _comparisons(here, measured)
+        warnings += _slow_int8(here, measured)
     report = ProfileReport(
         measurements=tuple(measurements),
         comparisons=tuple(comparisons),
@@ -72,7 +73,7 @@ def profile(
 
 def _entries(files: tuple[ExportedFile, ...], target: Target) -> list[Entry]:
     entries = [
-        Entry(f"{target.name}/{runtime}/{file.role}", file, runtime, target)
+        Entry(f"{target.name}/{runtime}/{file.name}", file, runtime, target)
         for runtime in target.runtimes
         for file in files
         if file.format in RUNTIMES[runtime].formats
@@ -161,6 +162,7 @@ def _measurement(
     return Measurement(
         role=entry.file.role,
         format=entry.file.format,
+        variant=entry.file.variant,
         runtime=entry.runtime,
         runtime_version=result["version"],
         target=entry.target.name,
@@ -191,13 +193,31 @@ def _samples(samples: dict[str, np.ndarray], key: str) -> Samples:
 
 def _doubts(m: Measurement) -> list[str]:
     """What of this measurement is not to be relied on."""
-    name = f"{m.target}: {m.role} in {m.runtime}"
+    name = f"{m.target}: {m.role} ({m.variant}) in {m.runtime}"
     doubts = []
     if not m.conclusive:
         doubts.append(f"{name}: the median's interval stayed too wide (profile.max_seconds)")
     if not m.latency.steady:
         doubts.append(f"{name}: the latency was not steady")
     return doubts
+
+
+def _slow_int8(measurements: list[Measurement], samples: dict[str, np.ndarray]) -> list[str]:
+    """INT8 files that are not faster than the same model in float32: small models often are not."""
+    found = []
+    for int8 in (m for m in measurements if m.variant == "int8"):
+        for f32 in measurements:
+            if (f32.role, f32.variant, f32.runtime) != (int8.role, "f32", int8.runtime):
+                continue
+            ratio, (_, high) = speedup(
+                _samples(samples, f32.latency.samples), _samples(samples, int8.latency.samples)
+            )
+            if high < 1:
+                found.append(
+                    f"{int8.target}: INT8 does not pay in {int8.runtime}: "
+                    f"it takes {1 / ratio:.2f} times as long as float32"
+                )
+    return found
 
 
 def _comparisons(
@@ -207,7 +227,7 @@ def _comparisons(
     for student in (m for m in measurements if m.role == "student"):
         for teacher in measurements:
             same_place = (teacher.runtime, teacher.format) == (student.runtime, student.format)
-            if teacher.role != "teacher" or not same_place:
+            if (teacher.role, teacher.variant) != ("teacher", "f32") or not same_place:
                 continue
             ratio, interval = speedup(
                 _samples(samples, teacher.latency.samples),
@@ -217,6 +237,7 @@ def _comparisons(
                 Comparison(
                     target=student.target,
                     runtime=student.runtime,
+                    variant=student.variant,
                     speedup=ratio,
                     speedup_interval=interval,
                     memory_ratio=max(1, teacher.memory.model) / max(1, student.memory.model),

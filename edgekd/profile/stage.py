@@ -17,7 +17,7 @@ def run(context: Context) -> None:
     settings, dataset = context.config.profile, context.dataset
     most = max(settings.batch_size, settings.throughput_batch_size)
     report, samples = profile(
-        context.run.export.files,
+        context.run.files,
         [find(name, context.base) for name in settings.targets],
         settings,
         dataset.tensor(dataset.test[:most]).numpy(),

@@ -8,7 +8,17 @@ from typing import Literal
 
 from edgekd.config.units import Dimension, format_quantity
 from edgekd.report.contents import ROLES, Contents
-from edgekd.results import Accuracy, Comparison, Interval, Latency, Measurement, Parity, Role
+from edgekd.results import (
+    Accuracy,
+    Comparison,
+    ExportedFile,
+    Interval,
+    Latency,
+    Measurement,
+    Parity,
+    Role,
+    Variant,
+)
 
 # What a gain above 1 is called, and below 1.
 _WORDS: dict[str, tuple[str, str]] = {
@@ -75,6 +85,33 @@ class Group:
     rows: tuple[Row, ...]
     target: str | None = None
     runtime: str | None = None
+    variant: Variant = "f32"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a student of one variant is held against the teacher, whose files are float32."""
+
+    target: str | None
+    runtime: str | None
+    format: str
+    variant: Variant
+
+    @property
+    def where(self) -> tuple[str | None, str | None, str]:
+        """What the records of teacher and student have in common."""
+        return self.target, self.runtime, self.format
+
+    @property
+    def title(self) -> str:
+        """ "openvino on local", "openvino on local, int8 student"."""
+        name = self.runtime or self.format
+        on = f"{name} on {self.target}" if self.target else name
+        return on if self.variant == "f32" else f"{on}, {self.variant} student"
+
+    def shows(self, record: ExportedFile | Parity | Measurement) -> bool:
+        """Whether a record of this runtime and format belongs here."""
+        return record.role == "teacher" or record.variant == self.variant
 
 
 def figure_text(number: float, dimension: Dimension) -> str:
@@ -100,10 +137,10 @@ def points_text(difference: float) -> str:
 
 
 def groups(contents: Contents) -> list[Group]:
-    """Models first, then every (target, runtime, format) measured, then what is only verified."""
+    """Models first, then every place that was measured, then what is only verified."""
     found = [group for group in (_models(contents),) if group.rows]
     places = _places(contents)
-    return found + [_deployed(contents, *place) for place in places]
+    return found + [_deployed(contents, place) for place in places]
 
 
 def _models(contents: Contents) -> Group:
@@ -119,52 +156,53 @@ def _models(contents: Contents) -> Group:
     return Group("models", "before export", tuple(rows))
 
 
-def _places(contents: Contents) -> list[tuple[str | None, str | None, str]]:
-    """(target, runtime, format) of every group of deployed files, without repetition."""
-    places: dict[tuple[str | None, str | None, str], None] = {}
+def _places(contents: Contents) -> list[Place]:
+    """Where deployed files are compared: measured places, then what is verified, then the rest."""
+    places: dict[Place, None] = {}
     for m in contents.profile.measurements if contents.profile else ():
-        places[m.target, m.runtime, m.format] = None
-    measured = {(runtime, format) for _, runtime, format in places}
+        places[Place(m.target, m.runtime, m.format, m.variant)] = None
+    measured = {(place.runtime, place.format, place.variant) for place in places}
     for p in contents.verify.files if contents.verify else ():
-        if (p.runtime, p.format) not in measured:
-            places[None, p.runtime, p.format] = None
-    known = {format for _, _, format in places}
-    for file in contents.export.files if contents.export else ():
-        if file.format not in known:
-            places[None, None, file.format] = None
+        if (p.runtime, p.format, p.variant) not in measured:
+            places[Place(None, p.runtime, p.format, p.variant)] = None
+    known = {(place.format, place.variant) for place in places}
+    for file in contents.files:
+        if (file.format, file.variant) not in known:
+            places[Place(None, None, file.format, file.variant)] = None
     return list(places)
 
 
-def _deployed(contents: Contents, target: str | None, runtime: str | None, format: str) -> Group:
+def _deployed(contents: Contents, place: Place) -> Group:
     parity = {
         p.role: p
         for p in (contents.verify.files if contents.verify else ())
-        if (p.runtime, p.format) == (runtime, format)
+        if (p.runtime, p.format) == (place.runtime, place.format) and place.shows(p)
     }
     measured = {
         m.role: m
         for m in (contents.profile.measurements if contents.profile else ())
-        if (m.target, m.runtime, m.format) == (target, runtime, format)
+        if (m.target, m.runtime, m.format) == place.where and place.shows(m)
     }
     sizes = {
         file.role: Value(file.size, "bytes")
-        for file in (contents.export.files if contents.export else ())
-        if file.format == format
+        for file in contents.files
+        if file.format == place.format and place.shows(file)
     }
     rows: list[Row] = []
     if parity:
         rows.append(_accuracy_row("test accuracy", {r: p.accuracy for r, p in parity.items()}))
     if measured:
-        rows += _measured(measured, _comparison(contents, target, runtime))
+        rows += _measured(measured, _comparison(contents, place))
     elif sizes:
         rows.append(_row("file size", sizes, "size"))
-    title = f"{runtime or format} on {target}" if target else runtime or format
-    return Group(title, _detail(measured, parity, format), tuple(rows), target, runtime)
+    detail = _detail(measured, parity, place.format)
+    return Group(place.title, detail, tuple(rows), place.target, place.runtime, place.variant)
 
 
-def _comparison(contents: Contents, target: str | None, runtime: str | None) -> Comparison | None:
+def _comparison(contents: Contents, place: Place) -> Comparison | None:
     for comparison in contents.profile.comparisons if contents.profile else ():
-        if (comparison.target, comparison.runtime) == (target, runtime):
+        here = (comparison.target, comparison.runtime, comparison.variant)
+        if here == (place.target, place.runtime, place.variant):
             return comparison
     return None
 
@@ -219,19 +257,24 @@ def _unsettled(measured: dict[Role, Measurement]) -> str:
 
 def _detail(measured: dict[Role, Measurement], parity: dict[Role, Parity], format: str) -> str:
     if not measured:
-        verified = _distinct(p.precision for p in parity.values())
+        verified = _distinct(_computes(p) for p in parity.values())
         return " · ".join([format, *(verified or ["not verified yet"])])
     values = list(measured.values())
     return " · ".join(
         (
             " / ".join(_distinct(m.runtime_version for m in values)),
             format,
-            " / ".join(_distinct(m.precision for m in values)),
+            " / ".join(_distinct(_computes(m) for m in values)),
             " / ".join(_distinct(_threads(m.threads) for m in values)),
             " / ".join(_distinct(f"batch {m.latency.batch_size}" for m in values)),
             " / ".join(_distinct(m.provenance for m in values)),
         )
     )
+
+
+def _computes(m: Measurement | Parity) -> str:
+    """int8 for a quantized file, whatever its float layers run in."""
+    return m.precision if m.variant == "f32" else m.variant
 
 
 def _threads(count: int) -> str:

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from edgekd.errors import UsageError
 from edgekd.results import (
+    ExportedFile,
     ExportReport,
     GateReport,
     History,
     ModelCard,
     ProfileReport,
+    QuantizeReport,
     Role,
     TrainingReport,
     VerifyReport,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 # The stages that a report is made of, in their order on the line.
-STAGES = ("teacher", "distill", "export", "verify", "profile", "gate")
+STAGES = ("teacher", "distill", "export", "quantize", "verify", "profile", "gate")
 ROLES: tuple[Role, Role] = ("teacher", "student")
 _STAGE_OF: dict[Role, str] = {"teacher": "teacher", "student": "distill"}
 
@@ -49,6 +51,7 @@ class Contents:
     manifest: Manifest
     models: Mapping[Role, Trained]
     export: ExportReport | None
+    quantize: QuantizeReport | None
     verify: VerifyReport | None
     profile: ProfileReport | None
     gate: GateReport | None
@@ -63,6 +66,13 @@ class Contents:
     def missing(self) -> tuple[str, ...]:
         """The stages that are not done."""
         return tuple(name for name in STAGES if name not in self.manifest.stages)
+
+    @property
+    def files(self) -> tuple[ExportedFile, ...]:
+        """Everything that can be deployed, exported and quantized."""
+        return tuple(
+            file for part in (self.export, self.quantize) if part is not None for file in part.files
+        )
 
     def digest(self, path: str) -> str | None:
         """The SHA-256 that the manifest has for a run-relative path."""
@@ -90,6 +100,7 @@ def read(run: Run) -> Contents:
             if _STAGE_OF[role] in manifest.stages
         },
         export=if_done("export", lambda: run.export),
+        quantize=if_done("quantize", lambda: run.quantize),
         verify=if_done("verify", lambda: run.verify),
         profile=if_done("profile", lambda: run.profile),
         gate=if_done("gate", lambda: run.gate),

@@ -37,6 +37,7 @@ def document(run: Run) -> dict[str, Any]:
             "teacher": _model(contents, "teacher"),
             "student": _model(contents, "student"),
             "export": _sourced(contents, "export/export.json", contents.export),
+            "quantize": _sourced(contents, "quantized/quantize.json", contents.quantize),
             "verify": _sourced(contents, "verify/parity.json", contents.verify),
             "profile": _sourced(contents, "profile/profile.json", contents.profile),
             "gate": _sourced(contents, "gate/gate.json", contents.gate),

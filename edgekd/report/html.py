@@ -13,7 +13,15 @@ from markupsafe import Markup
 
 from edgekd.config.units import format_quantity
 from edgekd.report import checks, plots
-from edgekd.report.comparison import Group, Row, figure_text, groups, interval_text, points_text
+from edgekd.report.comparison import (
+    Group,
+    Place,
+    Row,
+    figure_text,
+    groups,
+    interval_text,
+    points_text,
+)
 from edgekd.report.contents import ROLES, Contents, latency_samples, read
 from edgekd.results import Accuracy, Epoch, History, Measurement, Parity, Role
 
@@ -112,7 +120,9 @@ def _tiles(contents: Contents, compared: list[Group]) -> Iterator[Tile]:
     rows = {
         row.label: (group, row)
         for group in compared
-        if best and (group.target, group.runtime) == (best.target, best.runtime)
+        if best
+        and (group.target, group.runtime, group.variant)
+        == (best.target, best.runtime, best.variant)
         for row in group.rows
     }
     for label, key in (
@@ -151,20 +161,20 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
     """One plot per target: latencies of different devices are not for choosing between."""
     if contents.profile is None or contents.verify is None:
         return
-    accuracies = {(p.role, p.runtime, p.format): p.accuracy for p in contents.verify.files}
+    accuracies = {_file(p): p.accuracy for p in contents.verify.files}
     targets = dict.fromkeys(m.target for m in contents.profile.measurements)
     for position, target in enumerate(list(targets)[:_MOST_PLACES_PLOTTED]):
         pairs = [
-            (m, accuracies[m.role, m.runtime, m.format])
+            (m, accuracies[_file(m)])
             for m in contents.profile.measurements
-            if m.target == target and (m.role, m.runtime, m.format) in accuracies
+            if m.target == target and _file(m) in accuracies
         ]
         if not pairs:
             continue
         title = f"Test accuracy against p50 latency on {target}"
         points = [
             plots.Point(
-                m.role, m.runtime, m.latency.p50, m.latency.p50_interval, a.value, a.interval
+                m.role, _runs(m), m.latency.p50, m.latency.p50_interval, a.value, a.interval
             )
             for m, a in pairs
         ]
@@ -175,7 +185,7 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
             tuple(
                 (
                     m.path,
-                    m.runtime,
+                    _runs(m),
                     figure_text(m.latency.p50, "time"),
                     interval_text(m.latency.p50_interval, "time"),
                     figure_text(a.value, "share"),
@@ -190,14 +200,19 @@ def _distributions(contents: Contents, run: Run) -> Iterator[Plot]:
     if contents.profile is None:
         return
     samples = latency_samples(run)
-    places: dict[tuple[str, str, str], dict[Role, Measurement]] = {}
-    for m in contents.profile.measurements:
-        if len(samples.get(m.latency.samples, ())) > 0:
-            places.setdefault((m.target, m.runtime, m.format), {})[m.role] = m
-    for position, ((target, runtime, _), pair) in enumerate(places.items()):
+    measured = [
+        m for m in contents.profile.measurements if len(samples.get(m.latency.samples, ())) > 0
+    ]
+    places = dict.fromkeys(Place(m.target, m.runtime, m.format, m.variant) for m in measured)
+    for position, place in enumerate(places):
+        pair = {
+            m.role: m
+            for m in measured
+            if (m.target, m.runtime, m.format) == place.where and place.shows(m)
+        }
         if position == _MOST_PLACES_PLOTTED:
             return
-        title = f"Latency of {runtime} on {target}"
+        title = f"Latency of {place.title}"
         values: dict[Role, np.ndarray] = {
             role: samples[pair[role].latency.samples] for role in ROLES if role in pair
         }
@@ -218,6 +233,15 @@ def _distributions(contents: Contents, run: Run) -> Iterator[Plot]:
                 for role in values
             ),
         )
+
+
+def _file(record: Measurement | Parity) -> tuple[str, str, str, str]:
+    return record.role, record.runtime, record.format, record.variant
+
+
+def _runs(m: Measurement) -> str:
+    """The runtime, and int8 for files that are."""
+    return m.runtime if m.variant == "f32" else f"{m.runtime} {m.variant}"
 
 
 def _per_class(contents: Contents) -> Plot | None:
@@ -272,7 +296,8 @@ def _first_pair(contents: Contents) -> dict[Role, Parity] | None:
         return None
     pairs: dict[tuple[str, str], dict[Role, Parity]] = {}
     for parity in contents.verify.files:
-        pairs.setdefault((parity.runtime, parity.format), {})[parity.role] = parity
+        if parity.variant == "f32":
+            pairs.setdefault((parity.runtime, parity.format), {})[parity.role] = parity
     return next((pair for pair in pairs.values() if len(pair) == len(ROLES)), None)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,14 @@ class Errors:
     """How far apart two sets of logits are.
 
     `max_abs` is max|Δ|; `max_relative` is max|Δ| / max|reference|, so that logits near zero do
-    not blow it up; `cosine` is the least cosine over the samples; `agreement` the share of
-    samples with the same top-1 answer.
+    not blow it up; `snr` is 10·log10(Σ reference² / Σ Δ²) in dB, None when they are equal;
+    `cosine` is the least cosine over the samples; `agreement` the share of samples with the same
+    top-1 answer.
     """
 
     max_abs: float
     max_relative: float
+    snr: float | None
     cosine: float
     agreement: float
 
@@ -44,6 +47,12 @@ def compare(reference: np.ndarray, result: np.ndarray, *, where: str) -> Errors:
     return Errors(
         max_abs=float(difference),
         max_relative=float(difference / scale),
+        snr=_snr(a, a - b),
         cosine=float(np.clip(cosines.min(), -1, 1)) if cosines.size else 1.0,
         agreement=float((a.argmax(1) == b.argmax(1)).mean()),
     )
+
+
+def _snr(signal: np.ndarray, noise: np.ndarray) -> float | None:
+    power, error = float((signal**2).sum()), float((noise**2).sum())
+    return 10 * math.log10(power / error) if power > 0 and error > 0 else None

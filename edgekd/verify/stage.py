@@ -9,13 +9,14 @@ from typing import get_args
 import numpy as np
 
 from edgekd.artifacts import write_bytes
+from edgekd.config.schema import Verify
 from edgekd.distill.trainer import predict
 from edgekd.errors import StageError
 from edgekd.models import role as roles
 from edgekd.models.role import accuracy
 from edgekd.pipeline.stages import Context
 from edgekd.profile.device.runtimes import RUNTIMES, Session, load
-from edgekd.results import Parity, Role, VerifyReport
+from edgekd.results import ExportedFile, Parity, Role, VerifyReport
 from edgekd.verify.parity import compare
 
 _BATCH = 256
@@ -28,7 +29,7 @@ def run(context: Context) -> None:
     """
     dataset, settings = context.dataset, context.config.verify
     labels, classes = dataset.labels[dataset.test], len(dataset.classes)
-    files = context.run.export.files
+    files = context.run.files
     torch_logits = {
         role: predict(roles.load(context.run, role, context.base), dataset, dataset.test).numpy()
         for role in get_args(Role)
@@ -40,28 +41,31 @@ def run(context: Context) -> None:
             for runtime in (name for name in RUNTIMES if file.format in RUNTIMES[name].formats):
                 session = load(runtime, context.run.path / file.path, threads=1, precision="f32")
                 answer = _logits(session, context)
-                logits[f"{runtime}/{file.role}"] = answer
+                logits[f"{runtime}/{file.name}"] = answer
                 reference = torch_logits[file.role]
                 where = f"{file.path} in {runtime}"
+                tolerance = _tolerance(settings, file)
                 sample = min(settings.samples, len(labels))
                 errors = compare(reference[:sample], answer[:sample], where=where)
                 results.append(
                     Parity(
                         role=file.role,
                         format=file.format,
+                        variant=file.variant,
                         runtime=runtime,
                         path=file.path,
                         precision=session.precision,
                         samples=sample,
                         max_abs_error=errors.max_abs,
                         max_error=errors.max_relative,
+                        snr=errors.snr,
                         cosine=errors.cosine,
                         agreement=errors.agreement,
                         teacher_agreement=float(
                             (answer.argmax(1) == torch_logits["teacher"].argmax(1)).mean()
                         ),
-                        tolerance=settings.tolerance,
-                        passed=errors.max_relative <= settings.tolerance,
+                        tolerance=tolerance,
+                        passed=errors.max_relative <= tolerance,
                         accuracy=accuracy(answer.argmax(1), labels, classes),
                     )
                 )
@@ -78,6 +82,10 @@ def run(context: Context) -> None:
     write_bytes(context.folder / "logits.npz", buffer.getvalue())
 
 
+def _tolerance(settings: Verify, file: ExportedFile) -> float:
+    return settings.int8_tolerance if file.variant == "int8" else settings.tolerance
+
+
 def _logits(session: Session, context: Context) -> np.ndarray:
     test = context.dataset.test
     chunks = [test[i : i + _BATCH] for i in range(0, len(test), _BATCH)]
@@ -92,8 +100,8 @@ def _check(results: list[Parity]) -> None:
         worst = max(failed, key=lambda r: r.max_error)
         raise StageError(
             f"its logits differ from PyTorch's by {worst.max_error:.2e} of the largest logit; "
-            f"verify.tolerance is {worst.tolerance:.0e} ({len(failed)} of {len(results)} files fail)",
+            f"at most {worst.tolerance:g} is allowed ({len(failed)} of {len(results)} files fail)",
             where=f"{worst.path} in {worst.runtime}",
-            fix="the export is not the same function; if the difference is acceptable to you, "
-            "raise verify.tolerance",
+            fix="it is not the same function; if the difference is acceptable to you, "
+            f"raise verify.{'int8_tolerance' if worst.variant == 'int8' else 'tolerance'}",
         )

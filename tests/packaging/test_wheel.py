@@ -37,10 +37,12 @@ def data_files(folder, prefix):
     return {f"{prefix}/{p.relative_to(ROOT / folder)}" for p in found}
 
 
-def test_every_target_description_ships_inside_the_package(wheel):
+def test_every_target_and_calibration_recipe_ships_inside_the_package(wheel):
     targets = data_files("targets", "edgekd/targets")
+    recipes = data_files("calibration", "edgekd/calibration")
     assert "edgekd/targets/local.yaml" in targets
-    assert targets <= set(wheel.namelist())
+    assert "edgekd/calibration/default.yaml" in recipes
+    assert targets | recipes <= set(wheel.namelist())
 
 
 def test_templates_examples_and_the_type_marker_ship(wheel):

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgekd
@@ -105,16 +106,47 @@ def test_nothing_is_done_twice(run):
         ({"name": "other"}, ["report"]),
         (
             {"distill": {"methods": [{"kd": {"temperature": 2}}]}},
-            ["distill", "export", "verify", "profile", "gate", "report"],
+            ["distill", "export", "quantize", "verify", "profile", "gate", "report"],
         ),
         ({"distill": {"checkpoint_every": 1}}, ["report"]),
         ({"verify": {"tolerance": 1e-3}}, ["verify", "gate", "report"]),
         ({"profile": {"min_seconds": 0.06}}, ["profile", "gate", "report"]),
+        ({"quantize": {}}, ["quantize", "verify", "profile", "gate", "report"]),
         ({"seed": 1}, list(NAMES)),
     ],
 )
 def test_a_change_redoes_exactly_what_depends_on_it(run, changes, redone):
     assert line(run.path, **changes)[1] == redone
+
+
+def test_a_quantized_run_deploys_gates_and_reports_int8_files(run):
+    line(
+        run.path,
+        quantize={"recipe": "coreset"},
+        gate={"budgets": [{"metric": "accuracy", "min": "30 %"},
+                          {"metric": "size", "max": "1 MB", "variant": "f32"}]},
+    )  # fmt: skip
+    files = {f.name: f for f in run.quantize.files}
+    assert list(files) == ["student-int8"]
+    assert {f.format for f in run.quantize.files} == {"onnx", "openvino"}
+    assert set(run.quantize.calibration.samples)
+    measured = {(m.runtime, m.role, m.variant) for m in run.profile.measurements}
+    assert ("openvino", "student", "int8") in measured
+    assert {(c.runtime, c.variant) for c in run.profile.comparisons} == {
+        (runtime, variant) for runtime in ("onnxruntime", "openvino") for variant in ("f32", "int8")
+    }
+    int8 = [f for f in run.verify.files if f.variant == "int8"]
+    assert len(int8) == 2
+    for parity in int8:
+        assert parity.snr > 15
+        assert parity.agreement > 0.9
+    assert {(c.metric, c.variant) for c in run.gate.checks} == {
+        ("accuracy", "int8"),
+        ("size", "f32"),
+    }
+    assert "int8 student" in (run.path / "report.html").read_text(encoding="utf-8")
+    with_test = {int(i) for i in np.load(run.path / "verify/logits.npz")["indices"]}
+    assert not with_test & set(run.quantize.calibration.samples)
 
 
 def test_a_lost_or_damaged_artifact_is_made_again(run):
@@ -222,7 +254,7 @@ def test_a_failing_stage_leaves_earlier_artifacts_intact(run):
 
 
 def test_a_tolerance_that_no_file_meets_fails_the_run(run):
-    with pytest.raises(StageError, match=r"differ from PyTorch.*verify\.tolerance") as caught:
+    with pytest.raises(StageError, match=r"differ from PyTorch(.|\n)*verify\.tolerance") as caught:
         line(run.path, verify={"tolerance": 1e-12})
     assert caught.value.exit_code == 3
 

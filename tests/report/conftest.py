@@ -24,13 +24,14 @@ from edgekd.results import (
     ModelCard,
     Parity,
     ProfileReport,
+    QuantizeReport,
     TrainingReport,
     VerifyReport,
 )
 from edgekd.statistics import wilson
 
-STAGES = ("teacher", "distill", "export", "verify", "profile", "gate")
-FOLDERS = {"distill": "student"}
+STAGES = ("teacher", "distill", "export", "quantize", "verify", "profile", "gate")
+FOLDERS = {"distill": "student", "quantize": "quantized"}
 DIGITS = tuple("0123456789")
 
 # Median seconds per call and bytes, as an i7 laptop gives them for the digits example.
@@ -168,12 +169,15 @@ class Builder:
             files=tuple(
                 ExportedFile(
                     role=role, format=format, path=self._file(format, role),
-                    files=(self._file(format, role),), size=SIZE[format, role], precision="f32",
+                    files=(self._file(format, role),), size=SIZE[format, role],
                     seconds=1.2, opset=20 if format == "onnx" else None,
                 )
                 for format in ("onnx", "openvino") for role in ("teacher", "student")
             )
         ).write(self.path / "export/export.json")  # fmt: skip
+
+    def _quantize(self, run):
+        QuantizeReport(files=(), calibration=None).write(self.path / "quantized/quantize.json")
 
     def _verify(self, run):
         VerifyReport(

@@ -143,7 +143,7 @@ def test_a_failed_and_an_undecided_budget_are_named(builder):
     assert "inconclusive" in text
 
 
-@pytest.mark.parametrize("done", range(7))
+@pytest.mark.parametrize("done", range(8))
 def test_a_run_that_is_not_finished_has_a_report_of_what_there_is(builder, done):
     from tests.report.conftest import STAGES
 

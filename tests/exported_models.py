@@ -36,7 +36,6 @@ def exported(tmp_path_factory):
                     path=f"export/{made.path.name}",
                     files=tuple(f"export/{f.name}" for f in made.files),
                     size=sum(f.stat().st_size for f in made.files),
-                    precision="f32",
                     seconds=0.0,
                 )
             )
