@@ -9,7 +9,8 @@ from typing import Any
 
 from edgekd.config.load import apply_overrides, load_config, validate
 from edgekd.config.schema import Config
-from edgekd.pipeline.line import resolve_folder, run_line
+from edgekd.errors import UsageError
+from edgekd.pipeline.line import config_of, resolve_folder, run_line
 from edgekd.pipeline.run import Run
 from edgekd.progress import Progress, Silent
 
@@ -25,6 +26,8 @@ def _until(stage: str, name: str, doc: str) -> Callable[..., Run]:
         progress: Progress | None = None,
     ) -> Run:
         resolved, base = resolve(config, overrides)
+        if out is None and isinstance(config, str | os.PathLike) and Path(config).is_dir():
+            out = config
         run, _ = run_line(
             resolved,
             base=base,
@@ -38,10 +41,11 @@ def _until(stage: str, name: str, doc: str) -> Callable[..., Run]:
     function.__name__ = function.__qualname__ = name
     function.__doc__ = f"""{doc}
 
-    `config` is a Config, a mapping of its sections, or the path of a YAML file, whose folder its
-    relative paths start at (the current folder otherwise). `out` is the run folder (default
-    runs/<name>); `overrides` are strings such as "distill.epochs=3"; `progress` is silent unless
-    given (see edgekd.progress). Stages that are already done are not done again.
+    `config` is a Config, a mapping of its sections, an existing run folder, or the path of a YAML
+    file; relative paths in it start at the file's folder (the current folder otherwise).
+    `out` is the run folder (default runs/<name>, or the run folder given); `overrides` are strings
+    such as "distill.epochs=3"; `progress` is silent unless given (see edgekd.progress).
+    Stages that are already done are not done again.
     Raises edgekd.errors.UsageError, StageError or Interrupted.
     """
     return function
@@ -49,9 +53,19 @@ def _until(stage: str, name: str, doc: str) -> Callable[..., Run]:
 
 def resolve(config: ConfigLike, overrides: Iterable[str] = ()) -> tuple[Config, Path]:
     """A validated Config and the folder that its relative paths start at."""
+    if isinstance(overrides, str):
+        overrides = [overrides]
     if isinstance(config, str | os.PathLike):
         path = Path(config)
-        return load_config(path, overrides), path.absolute().parent
+        if not path.is_dir():
+            return load_config(path, overrides), path.absolute().parent
+        recorded, base = config_of(Run.open(path))
+        value = apply_overrides(recorded.model_dump(mode="json"), overrides)
+        return validate(value, where=str(path), lines={}), base
+    if not isinstance(config, Config | Mapping):
+        raise UsageError(
+            f"config is a {type(config).__name__}; should be a path, a mapping or a Config"
+        )
     value = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
     value = apply_overrides(value, overrides)
     return validate(value, where="config", lines={}), Path.cwd()

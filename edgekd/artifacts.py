@@ -13,6 +13,11 @@ from typing import Any
 
 from edgekd.errors import StageError, UsageError
 
+_UNWRITABLE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST,
+    errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+
 
 def sha256_file(path: Path) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
@@ -75,7 +80,11 @@ def read_json(path: Path) -> Any:
     except OSError as error:
         raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
     except ValueError as error:
-        raise UsageError(f"not valid JSON: {error}", where=str(path)) from None
+        raise UsageError(
+            f"not valid JSON: {error}",
+            where=str(path),
+            fix="this file is not what edgekd wrote; delete it and run again",
+        ) from None
 
 
 @contextlib.contextmanager
@@ -90,7 +99,7 @@ def disk_errors(path: Path) -> Iterator[None]:
                 where=str(path),
                 fix="free some space and run the same command again; what is done is kept",
             ) from None
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in _UNWRITABLE:
             raise UsageError(
                 f"cannot be written: {error.strerror}",
                 where=str(error.filename or path),

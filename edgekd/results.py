@@ -35,8 +35,9 @@ class Record(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
+            problem = "should be a mapping" if first["type"] == "model_type" else first["msg"]
             raise UsageError(
-                f"{key}: {first['msg']}",
+                f"{key}: {problem}" if key else problem,
                 where=str(path),
                 fix="this file is not what edgekd wrote; delete it and run again",
             ) from None
@@ -150,7 +151,8 @@ class Parity(Record):
     """One exported file against the PyTorch model it came from, on the same inputs.
 
     `max_error` is max|Δlogit| / max|reference logit|; it must not exceed `tolerance`. `snr` is in
-    dB, None for equal logits.
+    dB, None for equal logits. `batch_one_error` is that of samples fed one at a time, as devices
+    do; `max_error` and the other figures include them.
     `teacher_agreement` is the share of test samples with the teacher's (PyTorch) top-1 answer.
     """
 
@@ -163,6 +165,7 @@ class Parity(Record):
     samples: int
     max_abs_error: float
     max_error: float
+    batch_one_error: float | None = None
     snr: float | None = None
     cosine: float
     agreement: float

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+import io
 import os
 import sys
 from typing import Any
@@ -68,8 +70,13 @@ def app() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Entry point: run a command and exit with its code; no traceback for what users can mend."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A terminal that knows ASCII only gets "?" rather than nothing.
+            stream.reconfigure(errors="replace")
     try:
         code = app.main(argv, prog_name="edgekd", standalone_mode=False)
+        sys.stdout.flush()
     except EdgekdError as error:
         click.secho(f"error: {error}", fg="red", err=True)
         code = error.exit_code
@@ -81,11 +88,24 @@ def main(argv: list[str] | None = None) -> None:
         code = 130
     except click.exceptions.Exit as exit_request:
         code = exit_request.exit_code
+    except OSError as error:
+        output = error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC)
+        code = _unwritable_output(error) if output else _crashed(error)
     except Exception as error:
         if os.environ.get("EDGEKD_DEBUG"):
             raise
         code = _crashed(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _unwritable_output(error: OSError) -> int:
+    """A pipe whose reader left (exit code 141, as from SIGPIPE), or a full disk behind `>`."""
+    # Python would try to write the rest when it exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        return 141
+    click.secho(f"error: standard output cannot be written: {error.strerror}", fg="red", err=True)
+    return 3
 
 
 def _crashed(error: Exception) -> int:

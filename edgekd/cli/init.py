@@ -31,4 +31,4 @@ def command(path: Path, force: bool) -> None:
     hint = f"# yaml-language-server: $schema=./{schema.name}\n"
     write_text(path, hint + (EXAMPLES / "digits.yaml").read_text(encoding="utf-8"))
     write_json(schema, config_schema())
-    click.echo(f"wrote {path} and {schema.name}; next: edgekd compress {path}")
+    click.echo(f"wrote {path} and {schema}; next: edgekd compress {path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import sys
 import time
@@ -68,15 +69,17 @@ def run_until(
     started = time.monotonic()
     resolved, base, folder = _resolve(config, example, overrides, out)
     progress = default_progress(quiet)
-    run, done = run_line(
-        resolved,
-        base=base,
-        out=resolve_folder(resolved, folder),
-        until=stage,
-        force=stage if force else None,
-        progress=progress,
-        command=shlex.join(["edgekd", *sys.argv[1:]]),
-    )
+    # Standard output is for results: what a user's module prints must not get between them.
+    with contextlib.redirect_stdout(sys.stderr):
+        run, done = run_line(
+            resolved,
+            base=base,
+            out=resolve_folder(resolved, folder),
+            until=stage,
+            force=stage if force else None,
+            progress=progress,
+            command=shlex.join(["edgekd", *sys.argv[1:]]),
+        )
     seconds = time.monotonic() - started
     if done:
         progress.say(f"done in {seconds:.1f} s: {', '.join(done)}")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
     from edgekd.pipeline.run import Run
+
+# In a pipe or a log there is no width to fit.
+_WIDTH_OF_A_LOG = 120
 
 
 def print_summary(run: Run) -> None:
@@ -16,7 +20,15 @@ def print_summary(run: Run) -> None:
 
     from edgekd.report.summary import table
 
-    Console().print(table(run))
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_WIDTH_OF_A_LOG)
+    console.print(table(run))
     report = run.path / "report.html"
-    if report.exists():
+    if not report.exists():
+        return
+    stages = run.manifest.stages
+    if "report" in stages and all(s.started <= stages["report"].started for s in stages.values()):
         click.echo(f"report: {report}")
+    else:
+        click.echo(f"{report} is older than these figures: `edgekd report {run.path}` renews it")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from edgekd.cli.line import print_json
+from edgekd.errors import UsageError
 
 
 @click.group("targets")
@@ -21,16 +22,23 @@ def command() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the list as JSON.")
 def list_(as_json: bool) -> None:
     """List the targets that `profile.targets` can name here."""
-    from edgekd.profile.targets import available
+    from edgekd.profile.targets import TARGETS
 
-    found = available(Path.cwd())
+    found, broken = {}, []
+    for path in TARGETS.files(Path.cwd()):
+        try:
+            found[path] = TARGETS.read(path)
+        except UsageError as error:
+            broken.append(str(error))
     if as_json:
         print_json([target.model_dump(mode="json", by_alias=True) for target in found.values()])
-        return
+        found = {}
     for path, target in found.items():
         click.echo(
             f"{target.name:<20} {target.kind:<7} {target.transport:<8} {target.description}  ({path})"
         )
+    if broken:
+        raise UsageError("\n".join(broken))
 
 
 @command.command("show")
@@ -42,7 +50,7 @@ def show(name: str, as_json: bool) -> None:
 
     from edgekd.profile.targets import find
 
-    value = find(name, Path.cwd()).model_dump(mode="json", by_alias=True)
+    value = find(name, Path.cwd(), where="edgekd targets").model_dump(mode="json", by_alias=True)
     if as_json:
         print_json(value)
     else:

@@ -17,7 +17,8 @@ from edgekd.registry import suggestion
 
 S = TypeVar("S", bound=Section)
 KeyPath = tuple[str | int, ...]
-Lines = Mapping[KeyPath, int]
+# Where a key was written: its line, or the command-line option that set it.
+Lines = Mapping[KeyPath, int | str]
 _MAX_BYTES = 1_000_000
 
 
@@ -27,7 +28,22 @@ def load_config(path: Path, overrides: Iterable[str] = ()) -> Config:
     Raises UsageError naming file, line and key, with the nearest valid key for a misspelt one.
     """
     value, lines = read_yaml(path)
-    return validate(apply_overrides(value, overrides), where=str(path), lines=lines)
+    overrides = list(overrides)
+    value = apply_overrides(value, overrides)
+    return validate(value, where=str(path), lines=_overridden(lines, overrides))
+
+
+def _overridden(lines: Lines, overrides: list[str]) -> Lines:
+    """`lines` with the option instead of the line for every key that an override has set."""
+    found = dict(lines)
+    for override in overrides:
+        dotted = override.partition("=")[0]
+        path = tuple(int(key) if key.isdigit() else key for key in dotted.split("."))
+        found = {key: line for key, line in found.items() if key[: len(path)] != path}
+        found[path] = f"--set {dotted}"
+        for length in range(1, len(path)):
+            found.setdefault(path[:length], f"--set {dotted}")
+    return found
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
@@ -36,7 +52,8 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[KeyPath, int]]:
     Raises UsageError for a missing or unreadable file, bad YAML, duplicate or non-text keys.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise UsageError("too large to be a configuration", where=str(path))
         text = data.decode("utf-8")
@@ -200,13 +217,18 @@ def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Se
     known = loc
     while known and known not in lines:
         known = known[:-1]
-    place = f"{where}:{lines[known]}" if known else where
+    place = where
+    if known:
+        line = lines[known]
+        place = line if isinstance(line, str) else f"{where}:{line}"
     key = ".".join(map(str, loc))
     text = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         text = f"unknown key{suggestion(str(loc[-1]), _fields(schema, loc[:-1]))}"
     elif problem["type"] == "missing":
         text = "this key is required"
+    elif problem["type"] == "too_short":
+        text = "should not be empty"
     elif problem["type"] not in ("value_error", "methods"):
         text = f"{text[0].lower()}{text[1:]}, not {_shortened(problem['input'])}"
     return f"{place}: {key}: {text}" if key else f"{place}: {text}"

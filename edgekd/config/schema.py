@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -82,7 +83,11 @@ class Data(Section):
     @field_validator("image_size", mode="before")
     @classmethod
     def _list_to_tuple(cls, value: Any) -> Any:
-        return tuple(value) if isinstance(value, list) else value
+        if value is None or isinstance(value, tuple):
+            return value
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError(f"should be [height, width], such as [32, 32], not {value!r}")
+        return tuple(value)
 
     @field_validator("image_size")
     @classmethod
@@ -232,7 +237,10 @@ class Profile(Section):
     @model_validator(mode="after")
     def _ordered(self) -> Profile:
         if self.max_seconds < self.min_seconds:
-            raise ValueError("max_seconds is smaller than min_seconds")
+            raise ValueError(
+                f"max_seconds ({self.max_seconds:g}) is smaller than min_seconds "
+                f"({self.min_seconds:g})"
+            )
         return self
 
 
@@ -258,6 +266,22 @@ DIMENSIONS: dict[str, Dimension] = {
 }
 
 
+# What a limit can be, in base units.
+_RANGES: dict[Dimension, tuple[float, float]] = {
+    "time": (0, math.inf),
+    "bytes": (0, math.inf),
+    "points": (-1, 1),
+    "share": (0, 1),
+    "ratio": (0, math.inf),
+    "rate": (0, math.inf),
+    "number": (0, math.inf),
+}
+
+
+def _hint(limit: float, most: float) -> str:
+    return f'; did you mean "{limit:g} %"?' if most == 1 and 1 < limit <= 100 else ""
+
+
 class Budget(Section):
     """One limit on the student. Exactly one of `max` and `min`, with its unit."""
 
@@ -276,7 +300,12 @@ class Budget(Section):
     def _one_limit(self) -> Budget:
         if (self.max is None) == (self.min is None):
             raise ValueError("give exactly one of max and min")
-        units.parse(self.bound, DIMENSIONS[self.metric])
+        limit = units.parse(self.bound, DIMENSIONS[self.metric])
+        least, most = _RANGES[DIMENSIONS[self.metric]]
+        if not least <= limit <= most:
+            raise ValueError(
+                f"{self.bound!r} can never be a limit of {self.metric}{_hint(limit, most)}"
+            )
         return self
 
     @property

@@ -32,22 +32,18 @@ class Shelf(Generic[S]):
     schema: type[S]
     check: Callable[[Path, S, Lines], None] | None = None
 
-    def find(self, name: str, base: Path) -> S:
+    def find(self, name: str, base: Path, *, where: str | None = None) -> S:
         """The entry called `name`. Raises UsageError naming the known ones, or what is wrong in it."""
         for folder in self._folders(base):
             path = folder / f"{name}.yaml"
             if "/" not in name and path.is_file():
                 return self.read(path)
-        known = [path.stem for path in self._files(base)]
+        known = [path.stem for path in self.files(base)]
         raise UsageError(
             f"unknown {self.kind} {name!r}{suggestion(name, known)}",
-            where=self.key,
+            where=where or self.key,
             fix=f"known: {', '.join(known)}; add your own as {self.folder}/NAME.yaml",
         )
-
-    def available(self, base: Path) -> dict[Path, S]:
-        """Every entry by its file; a user's own hides a shipped one of the same name."""
-        return {path: self.read(path) for path in self._files(base)}
 
     def read(self, path: Path) -> S:
         """One entry. Raises UsageError with file, line and key for whatever is wrong in it."""
@@ -69,7 +65,8 @@ class Shelf(Generic[S]):
             base / self.folder, Path(self.folder), *(root / self.folder for root in _SHIPPED)
         ]  # fmt: skip
 
-    def _files(self, base: Path) -> list[Path]:
+    def files(self, base: Path) -> list[Path]:
+        """The file of every entry, by name; a user's own hides a shipped one of the same name."""
         found: dict[str, Path] = {}
         for folder in self._folders(base):
             for path in sorted(folder.glob("*.yaml")):

@@ -7,6 +7,8 @@ import time
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
+
 from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.models import role as roles
 from edgekd.pipeline.stages import Context
@@ -16,8 +18,8 @@ from edgekd.results import ExportedFile, ExportReport, Role
 def run(context: Context) -> None:
     """Write every configured format of both models, and `export.json` about them."""
     config = context.config.export
-    # Two samples at least: the exporter takes a batch of one for a constant.
-    example = context.dataset.tensor(context.dataset.train[:2])
+    # Two samples, even of a single one: the exporter takes a batch of one for a constant.
+    example = context.dataset.tensor(np.resize(context.dataset.train, 2))
     files: list[ExportedFile] = []
     pairs = [(role, format) for role in get_args(Role) for format in config.formats]
     with (

@@ -93,18 +93,18 @@ def check(module: nn.Module, *, role: str, input_shape: tuple[int, ...], classes
         )
 
 
-def fingerprint(model: str, base: Path) -> str:
+def fingerprint(model: str, base: Path, *, where: str = "model") -> str:
     """Hash of the file that defines `model`, found without importing torch or the module.
 
     What that file imports in turn is not looked at. Raises UsageError when there is no such file.
     """
-    kind, name = _parse(model, "model")
+    kind, name = _parse(model, where)
     if kind == "zoo":
         digest = hashlib.sha256()
         for path in sorted(_ZOO.glob("*.py")):
             digest.update(path.read_bytes())
         return digest.hexdigest()
-    return sha256_file(_source_file(kind, name, base, "model"))
+    return sha256_file(_source_file(kind, name, base, where))
 
 
 def _parse(model: str, where: str) -> tuple[str, str]:
@@ -155,6 +155,13 @@ def _import(kind: str, name: str, base: Path, where: str) -> Callable[..., Any]:
         raise UsageError(
             f"importing {path} failed: {_line(error)}", where=_frame(error, path)
         ) from None
+    loaded = getattr(module, "__file__", None)
+    if loaded is None or Path(loaded).resolve() != path.resolve():
+        raise UsageError(
+            f"another module is called {kind} ({loaded or 'built in'}), so that {path} is not found",
+            where=where,
+            fix=f"name the file instead: {path.name}:{name}",
+        )
     factory = getattr(module, name, None)
     if not callable(factory):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]

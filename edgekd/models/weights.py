@@ -85,6 +85,10 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _checkpoint(path: Path) -> Any:
+    with path.open("rb") as file:
+        # A zip archive or a pickle: anything else torch would take for a pickle too.
+        if not file.read(2).startswith((b"PK", b"\x80")):
+            raise UsageError("not a checkpoint", where=str(path))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -56,8 +56,10 @@ def run_line(
                 finished[stage.name] = record
                 continue
             progress.say(stage.name)
-            # The report reads the manifest: it must already tell of this configuration.
-            _write_manifest(run, config, base, stages, command)
+            if stage.name == "report" or not (run.path / "run.json").exists():
+                # The report reads the manifest. Otherwise a configuration is written down only
+                # with what it made, so that one that fails leaves the run as it was.
+                _write_manifest(run, config, base, stages, command)
             finished[stage.name] = _do(stage, key, config, base, run, progress, force)
             done.append(stage.name)
             stages = {**stages, stage.name: finished[stage.name]}
@@ -154,8 +156,20 @@ def _write_manifest(
 def resolve_folder(config: Config, out: Path | None) -> Path:
     """The run folder: `--out`, or runs/<name> below the current folder."""
     folder = out or Path("runs") / config.name
-    if folder.exists() and not folder.is_dir():
-        raise UsageError("is a file, not a folder", where=str(folder), fix="choose another --out")
+    with disk_errors(folder):
+        if not folder.exists():
+            return folder
+        if not folder.is_dir():
+            raise UsageError(
+                "is a file, not a folder", where=str(folder), fix="choose another --out"
+            )
+        foreign = {path.name for path in folder.iterdir()} - {".lock", ".partial"}
+        if foreign and not (folder / "run.json").exists():
+            raise UsageError(
+                f"is not a run folder: it has {sorted(foreign)[0]!r} in it but no run.json",
+                where=str(folder),
+                fix="choose another --out: an empty folder, or one that does not exist yet",
+            )
     return folder
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifacts import sha256_file
-from edgekd.config.schema import Config, Training
+from edgekd.config.schema import Config, Model, Training
 from edgekd.errors import UsageError
 from edgekd.pipeline.run import Run
 from edgekd.progress import Progress
@@ -97,17 +97,18 @@ def _training(training: Training) -> dict[str, Any]:
     return training.model_dump(mode="json", exclude={"checkpoint_every", "threads"})
 
 
-def _network(model: str, args: dict[str, Any], base: Path) -> dict[str, Any]:
+def _network(part: Model, base: Path, where: str) -> dict[str, Any]:
     from edgekd.models.resolve import fingerprint
 
-    return {"model": model, "args": args, "source": fingerprint(model, base)}
+    source = fingerprint(part.model, base, where=f"{where}.model")
+    return {"model": part.model, "args": part.args, "source": source}
 
 
 def _teacher(config: Config, base: Path) -> dict[str, Any]:
     teacher = config.teacher
     return {
         "data": data_part(config, base),
-        "network": _network(teacher.model, teacher.args, base),
+        "network": _network(teacher, base, "teacher"),
         "weights": sha256_file(weights_path(config, base)) if teacher.weights else None,
         "train": None if teacher.weights else _training(teacher.train),
     }
@@ -118,7 +119,7 @@ def weights_path(config: Config, base: Path) -> Path:
     path = base / (config.teacher.weights or "")
     if not path.is_file():
         raise UsageError(
-            f"no such file: {path}",
+            f"is a folder: {path}" if path.is_dir() else f"no such file: {path}",
             where="teacher.weights",
             fix="give a .safetensors file or a weights-only checkpoint, or null to train it here",
         )
@@ -128,7 +129,7 @@ def weights_path(config: Config, base: Path) -> Path:
 def _distill(config: Config, base: Path) -> dict[str, Any]:
     return {
         "data": data_part(config, base),
-        "network": _network(config.student.model, config.student.args, base),
+        "network": _network(config.student, base, "student"),
         "distill": _training(config.distill),
     }
 
@@ -220,7 +221,7 @@ LINE: tuple[Stage, ...] = (
     Stage("quantize", 1, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
-        2,
+        3,
         _verify,
         (*_MODELS, *_FILES),
         "verify",

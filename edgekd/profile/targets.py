@@ -44,4 +44,4 @@ def _check(path: Path, target: Target, lines: Lines) -> None:
 
 
 TARGETS = Shelf("target", "targets", "profile.targets", Target, _check)
-find, available, read = TARGETS.find, TARGETS.available, TARGETS.read
+find = TARGETS.find

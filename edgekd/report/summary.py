@@ -65,15 +65,21 @@ def _comparison(compared: list[Group]) -> Iterator[RenderableType]:
         for row in rows:
             part.add_row(*map(Text, row))
         yield part
+        yield from (Text(note, style="yellow") for note in _notes(group))
 
 
 def _cells(row: Row) -> tuple[str, str, str, str]:
     return (
-        f"{row.label} ({row.note})" if row.note else row.label,
+        row.label,
         row.teacher.text if row.teacher else "–",
         row.student.text if row.student else "–",
         row.change.text if row.change else "–",
     )
+
+
+def _notes(group: Group) -> list[str]:
+    """Why the figures of a group are not to be relied on, each reason once."""
+    return list(dict.fromkeys(f"latency: {row.note}" for row in group.rows if row.note))
 
 
 def _closing(contents: Contents) -> Iterator[RenderableType]:

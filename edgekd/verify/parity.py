@@ -53,6 +53,18 @@ def compare(reference: np.ndarray, result: np.ndarray, *, where: str) -> Errors:
     )
 
 
+def worst(*errors: Errors) -> Errors:
+    """The largest errors, the least SNR, cosine and agreement of several comparisons."""
+    ratios = [e.snr for e in errors if e.snr is not None]
+    return Errors(
+        max_abs=max(e.max_abs for e in errors),
+        max_relative=max(e.max_relative for e in errors),
+        snr=min(ratios, default=None),
+        cosine=min(e.cosine for e in errors),
+        agreement=min(e.agreement for e in errors),
+    )
+
+
 def _snr(signal: np.ndarray, noise: np.ndarray) -> float | None:
     power, error = float((signal**2).sum()), float((noise**2).sum())
     return 10 * math.log10(power / error) if power > 0 and error > 0 else None

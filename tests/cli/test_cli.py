@@ -149,6 +149,20 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("changes", "code", "parts"),
         [
+            (
+                {"gate": {"budgets": [{"metric": "accuracy", "min": 99}]}},
+                2,
+                ['did you mean "99 %"'],
+            ),
+            ({"gate": {"budgets": [{"metric": "memory", "max": "-1 MiB"}]}}, 2, ["can never be"]),
+            ({"gate": {"budgets": [{"metric": "accuracy", "min": "150 %"}]}}, 2, ["can never be"]),
+            ({"data": {"image_size": 12}}, 2, ["[height, width]"]),
+            ({"profile": {"targets": []}}, 2, ["should not be empty"]),
+            (
+                {"profile": {"max_seconds": 0.001}},
+                2,
+                ["(0.001) is smaller than min_seconds (0.05)"],
+            ),
             ({"dta": {}}, 2, ["c.yaml:5", "did you mean 'data'"]),
             ({"seed": "x"}, 2, ["c.yaml:", "seed", "integer"]),
             ({"data": {"source": "idx:nowhere"}}, 2, ["nowhere"]),
@@ -192,6 +206,25 @@ class TestBadInput:
             assert "7" in result.stderr
             assert "10" in result.stderr
 
+    def test_a_text_is_not_called_a_pickle(self, tmp_path):
+        (tmp_path / "text.npz").write_text("hello")
+        changes = {"data": {"source": "npz:text.npz"}}
+        self.check(2, "text.npz: not an .npz archive", changes=changes, tmp_path=tmp_path)
+        changes = {"teacher": {"weights": "text.npz"}}
+        self.check(2, "text.npz: not a checkpoint", changes=changes, tmp_path=tmp_path)
+
+    def test_a_network_whose_answer_depends_on_its_batch_does_not_pass_verification(self, tmp_path):
+        (tmp_path / "nets.py").write_text(
+            "from torch import nn\n"
+            "class Net(nn.Sequential):\n"
+            "    def forward(self, x):\n"
+            "        y = super().forward(x)\n"
+            "        return y - y.mean(0, keepdim=True)\n"
+            "def net(num_classes, hidden): return Net(nn.Flatten(), nn.Linear(64, num_classes))\n"
+        )
+        changes = {"student": {"model": "nets.py:net", "args": {}}}
+        self.check(3, "batch 1", changes=changes, tmp_path=tmp_path)
+
     def test_an_empty_folder_and_a_corrupt_image(self, tmp_path):
         (tmp_path / "empty").mkdir()
         self.check(2, "empty", changes={"data": {"source": "folder:empty"}}, tmp_path=tmp_path)
@@ -210,6 +243,18 @@ class TestBadInput:
             (("compress", "."), "not a run folder"),
             (("compress", "--example", "digits", "--set", "x"), "KEY=VALUE"),
             (("compress", "--example", "digits", "--out", "/proc/x"), "/proc/x"),
+            (("compress", "--example", "digits", "--out", "a" * 300), "too long"),
+            (("compress", "--example", "digits", "--out", "/usr"), "not a run folder"),
+            (
+                ("compress", "--example", "digits", "--set", "distil.epochs=1"),
+                "--set distil.epochs: ",
+            ),
+            (
+                ("compress", "--example", "digits", "--set", "distill.epochs=x"),
+                "--set distill.epochs: ",
+            ),
+            (("compress", "--example", "digits", "--set", "teacher.weights=."), "is a folder"),
+            (("targets", "show", "lokal"), "edgekd targets: unknown target"),
             (("compress", "--nonsense"), "--nonsense"),
             (("gate", "--example", "digits", "--out", "/dev/null"), "/dev/null"),
         ],
@@ -232,3 +277,81 @@ def test_a_bug_of_ours_is_one_line_and_a_log_not_a_traceback(monkeypatch, capsys
     assert "Traceback" not in errors
     (log,) = tmp_path.glob("edgekd-crash-*.log")
     assert "Traceback" in log.read_text()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run up to the student, never changed by a test."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "compress.yaml").write_text(yaml.safe_dump(TINY))
+    assert edgekd("distill", "compress.yaml", "--out", "run", "-q", cwd=folder).returncode == 0
+    return folder / "run"
+
+
+def test_an_override_that_fails_leaves_the_run_as_it_was(trained):
+    before = (trained / "run.json").read_bytes()
+    failed = edgekd("distill", trained, "-q", "--set", "distill.learning_rate=1e30")
+    assert failed.returncode == 3
+    assert (trained / "run.json").read_bytes() == before
+    again = edgekd("distill", trained)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stderr
+
+
+def test_what_a_users_module_prints_does_not_get_into_the_json(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "print('hello')\nfrom torch import nn\n"
+        "def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    config = merged(TINY, {"student": {"model": "nets.py:net"}})
+    config["student"]["args"] = {}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
+    result = edgekd("distill", "c.yaml", "--json", cwd=tmp_path)
+    assert json.loads(result.stdout)["student"]["test"]["total"] > 0
+    assert "hello" in result.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+def test_an_output_that_cannot_be_written_or_is_closed_is_no_crash(trained):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [sys.executable, "-m", "edgekd", "schema"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert result.returncode == 3
+    assert "standard output cannot be written" in result.stderr
+    command = f"{sys.executable} -m edgekd schema; echo $? >&2"
+    piped = subprocess.run(["bash", "-c", f"({command}) | true"], capture_output=True, text=True)
+    assert "failed" not in piped.stderr
+
+
+def test_a_terminal_that_knows_ascii_only_still_gets_the_table(trained):
+    result = edgekd("distill", trained, env={"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})
+    assert result.returncode == 0
+    assert "parameters" in result.stdout
+
+
+def test_the_table_in_a_pipe_is_whole(trained):
+    lines = edgekd("distill", trained).stdout.splitlines()
+    row = next(line for line in lines if line.startswith("parameters"))
+    assert len(row.split()) >= 4
+
+
+def test_a_configuration_that_does_not_end_is_refused():
+    result = subprocess.run(
+        [sys.executable, "-m", "edgekd", "gate", "/dev/zero"],
+        capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "too large" in result.stderr
+
+
+def test_a_broken_target_does_not_hide_the_others(tmp_path):
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/bad.yaml").write_text("name: bad\nclass: toaster\n")
+    result = edgekd("targets", "list", cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stdout.startswith("local")
+    assert "bad.yaml:2" in result.stderr

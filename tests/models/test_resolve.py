@@ -103,6 +103,12 @@ def test_a_wrong_argument_lists_the_right_ones(base):
         make("nets.py:net", base, hight=3)
 
 
+def test_a_file_hidden_by_another_module_of_its_name_says_so(base):
+    (base / "json.py").write_text("def net(): pass\n")
+    with pytest.raises(UsageError, match=r"another module is called json(.|\n)*json\.py:net"):
+        make("json:net", base)
+
+
 class TestCheck:
     def run(self, module, classes=5):
         check(module, role="student", input_shape=(1, 8, 8), classes=classes)

@@ -316,3 +316,10 @@ def test_the_api_offers_every_stage(run, tmp_path):
     assert Path(edgekd.compress(TINY, out=run.path).path, "report.html").exists()
     with pytest.raises(AttributeError):
         edgekd.nothing  # noqa: B018
+
+
+def test_the_api_takes_a_run_folder_and_refuses_nonsense(run):
+    assert edgekd.gate(run.path).path == run.path
+    assert edgekd.gate(str(run.path), overrides="gate.on_inconclusive=warn").exit_code == 0
+    with pytest.raises(UsageError, match="config is a int"):
+        edgekd.compress(5)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from edgekd.errors import UsageError
-from edgekd.profile.targets import available, find, read
+from edgekd.profile.targets import TARGETS, find
 
 MINE = """\
 name: mine
@@ -36,7 +36,7 @@ def test_a_users_own_is_found_beside_the_configuration_and_hides_a_shipped_one(t
     write(tmp_path, MINE.replace("mine", "local"), "local")
     assert find("mine", tmp_path).kind == "edge"
     assert find("local", tmp_path).threads == 2
-    assert [t.name for t in available(tmp_path).values()] == ["local", "mine"]
+    assert [path.stem for path in TARGETS.files(tmp_path)] == ["local", "mine"]
 
 
 def test_a_users_own_is_found_in_the_current_folder(tmp_path, monkeypatch):
@@ -73,7 +73,7 @@ def test_an_unknown_target_names_the_known_ones(tmp_path):
 def test_a_mistake_is_located(tmp_path, text, line, message):
     path = write(tmp_path, text)
     with pytest.raises(UsageError, match=message) as caught:
-        read(path)
+        TARGETS.read(path)
     assert f"{path}:{line}" in str(caught.value) or "not valid YAML" in str(caught.value)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edgekd.errors import StageError
-from edgekd.verify.parity import compare
+from edgekd.verify.parity import compare, worst
 
 REFERENCE = np.array([[1.0, -2.0, 0.5], [0.0, 4.0, 1.0]], dtype=np.float32)
 
@@ -46,3 +46,14 @@ def test_logits_of_zero_do_not_divide_by_zero():
     zeros = np.zeros((2, 3), dtype=np.float32)
     errors = compare(zeros, zeros, where="x")
     assert (errors.max_relative, errors.cosine) == (0, 1)
+
+
+def test_the_worst_of_several_comparisons_is_the_worst_in_each_figure():
+    reference = np.array([[1.0, 2.0, 4.0]])
+    near = compare(reference, reference + 1e-6, where="a")
+    equal = compare(reference, reference.copy(), where="b")
+    far = compare(reference, reference[:, ::-1].copy(), where="c")
+    assert equal.snr is None
+    found = worst(equal, near, far)
+    assert found == far
+    assert worst(equal, near).snr == near.snr == pytest.approx(10 * np.log10(21 / 3e-12))

@@ -66,6 +66,10 @@ class Npz:
 def _read(path: Path) -> dict[str, np.ndarray]:
     import numpy as np
 
+    with path.open("rb") as file:
+        magic = file.read(6)
+    if not magic.startswith((b"PK", b"\x93NUMPY")):
+        raise UsageError("not an .npz archive", where=str(path))
     try:
         archive = np.load(path, allow_pickle=False)
         if not isinstance(archive, np.lib.npyio.NpzFile):

@@ -10,7 +10,6 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from edgekd.artifacts import atomic_path, write_text
 from edgekd.config.schema import Export
@@ -90,12 +89,8 @@ def _reason(error: BaseException) -> str:
 def _quiet() -> Iterator[io.StringIO]:
     """Keep the exporter's chatter (missing torchvision, progress) out of the user's terminal."""
     captured = io.StringIO()
-    handler: logging.Handler = logging.StreamHandler(captured)
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript")]
-    before: list[tuple[logging.Logger, bool, list[Any]]] = []
-    for logger in loggers:
-        before.append((logger, logger.propagate, logger.handlers[:]))
-        logger.propagate, logger.handlers = False, [handler]
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
         with (
             warnings.catch_warnings(),
@@ -105,5 +100,4 @@ def _quiet() -> Iterator[io.StringIO]:
             warnings.simplefilter("ignore")
             yield captured
     finally:
-        for logger, propagate, handlers in before:
-            logger.propagate, logger.handlers = propagate, handlers
+        logging.disable(disabled)
