@@ -41,7 +41,8 @@ class _Package(ModuleType):
     """Rooms are called like the functions (`edgekd/gate/`, `edgekd.gate()`): attributes are functions.
 
     The import system sets a sub-package as attribute when it is loaded, which would hide the
-    function; `from edgekd.gate.budget import …` does not need that attribute.
+    function; `from edgekd.gate.budget import …` does not need that attribute
+    (`import edgekd.gate.budget as …` does: use the former).
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

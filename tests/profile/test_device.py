@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import edgekd.profile.device as device
+from edgekd.profile import device
 from edgekd.profile.device import environment, measure, memory
 
 ROOT = Path(device.__file__).parents[3]
