@@ -16,6 +16,7 @@ from pydantic import (
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     ValidationError,
+    model_validator,
 )
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -51,6 +52,50 @@ class Method(BaseModel):
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         """The scalar loss, mean over the batch, before `weight`."""
         raise NotImplementedError
+
+    def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
+        """What computes the loss, made once with the shapes of one batch of both.
+
+        An nn.Module where the loss has parameters of its own: they are trained with the student,
+        are in its checkpoint, and are never exported.
+        """
+        return self
+
+
+# (student, teacher, labels) -> scalar loss
+Loss = Callable[["Knowledge", "Knowledge", "Tensor"], "Tensor"]
+Pair = tuple[str, str]
+
+
+class FeatureMethod(Method):
+    """A method that looks inside both models, at pairs of taps (see `taps.py`)."""
+
+    # What is tapped when nothing is given: the map that ends every spatial stage, the last of
+    # them, or the vector that enters the last linear layer.
+    place: ClassVar[Literal["stages", "last stage", "penultimate"]]
+    taps: list[Pair] | None = Field(
+        None, description="[[teacher tap, student tap], …]; null: found automatically."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_pair(cls, value: Any) -> Any:
+        """`tap: [teacher, student]` for a single pair; lists for pairs, as YAML has them."""
+        if not isinstance(value, dict):
+            return value
+        value = dict(value)
+        if "tap" in value:
+            if "taps" in value:
+                raise ValueError("give tap or taps, not both")
+            value["taps"] = [value.pop("tap")]
+        if isinstance(value.get("taps"), list):
+            value["taps"] = [tuple(p) if isinstance(p, list) else p for p in value["taps"]]
+        return value
+
+    def pairs(self, student: Knowledge, teacher: Knowledge) -> list[tuple[Tensor, Tensor]]:
+        """(student's features, teacher's features) of every pair of taps."""
+        assert self.taps is not None
+        return [(student.features[s], teacher.features[t]) for t, s in self.taps]
 
 
 METHODS: Registry[type[Method]] = Registry("method", "edgekd.distill.methods")

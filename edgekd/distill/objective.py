@@ -2,25 +2,65 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekd.distill.method import Knowledge, Method
+from edgekd.distill.method import FeatureMethod, Knowledge, Loss, Method
+from edgekd.distill.taps import PENULTIMATE, Tapped, pair_stages, stages
+from edgekd.errors import UsageError
 
 
-@dataclass(frozen=True)
 class Objective:
-    """`alpha` weights the hard-label cross-entropy, each method carries its own weight."""
+    """`alpha` weights the hard-label cross-entropy, each method carries its own weight.
 
-    alpha: float = 1.0
-    methods: tuple[Method, ...] = ()
+    Methods that look inside the models need `prepare` first. `trained` holds what the losses have
+    to learn themselves (regressors): it is optimised and checkpointed with the student.
+    """
+
+    def __init__(self, alpha: float = 1.0, methods: tuple[Method, ...] = ()) -> None:
+        self.alpha, self.methods = alpha, methods
+        self.losses: dict[str, Loss] = {method.name: method for method in methods}
+        self.trained = nn.ModuleDict()
 
     @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at a teacher."""
         return bool(self.methods)
+
+    @property
+    def student_taps(self) -> tuple[str, ...]:
+        """The places in the student that its methods read."""
+        return tuple(dict.fromkeys(s for _, s in self._pairs()))
+
+    @property
+    def teacher_taps(self) -> tuple[str, ...]:
+        """The places in the teacher that the methods read."""
+        return tuple(dict.fromkeys(t for t, _ in self._pairs()))
+
+    def _pairs(self) -> Iterator[tuple[str, str]]:
+        for method in self.methods:
+            if isinstance(method, FeatureMethod):
+                yield from method.taps or ()
+
+    def prepare(self, student: nn.Module, teacher: nn.Module, inputs: Tensor, seed: int) -> None:
+        """Find taps where none are given, and build the losses' own layers from one batch.
+
+        Raises UsageError for taps that do not exist or do not fit each other.
+        """
+        self.methods = tuple(_tapped(method, student, teacher, inputs) for method in self.methods)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            known = [
+                _knowledge(model, taps, inputs)
+                for model, taps in ((student, self.student_taps), (teacher, self.teacher_taps))
+            ]
+            torch.manual_seed(seed)
+            self.losses = {method.name: method.build(*known) for method in self.methods}
+        self.trained = nn.ModuleDict(
+            {name: loss for name, loss in self.losses.items() if isinstance(loss, nn.Module)}
+        )
 
     def terms(
         self, student: Knowledge, teacher: Knowledge | None, labels: Tensor, epoch: int = 0
@@ -32,5 +72,34 @@ class Objective:
         for method in self.methods:
             assert teacher is not None
             warm = min(1.0, (epoch + 1) / max(1, method.warmup))
-            terms[method.name] = warm * method.weight * method(student, teacher, labels)
+            loss = self.losses[method.name](student, teacher, labels)
+            terms[method.name] = warm * method.weight * loss
         return terms
+
+
+def _tapped(method: Method, student: nn.Module, teacher: nn.Module, inputs: Tensor) -> Method:
+    """The method with its taps, found automatically where none are given."""
+    if not isinstance(method, FeatureMethod) or method.taps is not None:
+        return method
+    if method.place == "penultimate":
+        pairs = [(PENULTIMATE, PENULTIMATE)]
+    else:
+        pairs = pair_stages(stages(teacher, inputs), stages(student, inputs))
+        if not pairs:
+            raise UsageError(
+                f"{method.name} needs feature maps, and one of the models has none",
+                where="distill.methods",
+                fix="give taps: [[teacher tap, student tap]], or use another method",
+            )
+        if method.place == "last stage":
+            pairs = pairs[-1:]
+    return method.model_copy(update={"taps": pairs})
+
+
+def _knowledge(model: nn.Module, taps: tuple[str, ...], inputs: Tensor) -> Knowledge:
+    was_training = model.training
+    model.eval()
+    with Tapped(model, taps) as tapped:
+        logits, features = tapped(inputs)
+    model.train(was_training)
+    return Knowledge(logits, features)

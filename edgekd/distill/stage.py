@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import torch
+from torch import Tensor, nn
+
 from edgekd.data.views import Views
 from edgekd.distill.knowledge_store import KnowledgeStore
-from edgekd.distill.method import Knowledge
+from edgekd.distill.method import FeatureMethod, Knowledge
 from edgekd.distill.objective import Objective
+from edgekd.distill.taps import Tapped
 from edgekd.distill.trainer import TeacherKnowledge, train
 from edgekd.models import role
 from edgekd.pipeline.stages import Context, data_part
@@ -16,6 +21,11 @@ def run(context: Context) -> None:
     config, dataset = context.config, context.dataset
     student = role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
     objective = Objective(config.distill.alpha, config.distill.methods.entries)
+    teacher = role.load(context.run, "teacher", context.base) if objective.needs_teacher else None
+    if teacher is not None:
+        example = dataset.tensor(np.resize(dataset.train, 4))
+        objective.prepare(student, teacher, example, config.seed)
+        _tell_taps(objective, context)
     views = Views(dataset, config.data.augment, config.seed)
     checkpoint = context.folder / "checkpoint.pt"
     history = train(
@@ -28,7 +38,7 @@ def run(context: Context) -> None:
         checkpoint=checkpoint,
         progress=context.progress,
         name="student",
-        teacher=_knowledge(context, views) if objective.needs_teacher else None,
+        teacher=_knowledge(context, views, teacher, objective) if teacher is not None else None,
     )
     report = role.save(
         student, config.student, "student", context.folder, dataset,
@@ -38,10 +48,28 @@ def run(context: Context) -> None:
     context.progress.say(f"  student accuracy: {report.test.value:.2%} on the test split (PyTorch)")
 
 
-def _knowledge(context: Context, views: Views) -> TeacherKnowledge:
-    """The teacher's logits for a batch, from the store that all runs beside this one share."""
+def _tell_taps(objective: Objective, context: Context) -> None:
+    for method in objective.methods:
+        if isinstance(method, FeatureMethod):
+            pairs = ", ".join(f"{t} → {s}" for t, s in method.taps or ())
+            context.progress.say(f"  {method.name}: {pairs}")
+
+
+def _knowledge(
+    context: Context, views: Views, teacher: nn.Module, objective: Objective
+) -> TeacherKnowledge:
+    """What the teacher says of a batch: its logits from the store that all runs beside this one
+    share, or, where features are needed too, by running it.
+    """
+    if objective.teacher_taps:
+        tapped = Tapped(teacher, objective.teacher_taps).__enter__()
+
+        def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+            with torch.no_grad():
+                return Knowledge(*tapped(inputs))
+
+        return ask
     config, run = context.config, context.run
-    teacher = role.load(run, "teacher", context.base)
     store = KnowledgeStore(
         run.path.parent / ".knowledge",
         {

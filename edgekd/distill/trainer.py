@@ -27,6 +27,7 @@ from edgekd.data.resolve import Dataset
 from edgekd.data.views import Views
 from edgekd.distill.method import Knowledge
 from edgekd.distill.objective import Objective
+from edgekd.distill.taps import Tapped
 from edgekd.errors import Interrupted, StageError
 from edgekd.progress import Progress
 from edgekd.results import Epoch, History
@@ -68,10 +69,17 @@ def train(
     SIGTERM, and picked up when it exists. `views.count` views cycle over the epochs.
     Raises StageError when a loss is not finite, Interrupted after Ctrl-C.
     """
-    with _threads(config.threads), _stop_signals() as stop:
-        optimizer = _optimizer(model, config)
+    with (
+        _threads(config.threads),
+        _stop_signals() as stop,
+        Tapped(model, objective.student_taps) as student_model,
+    ):
+        # What the losses have to learn themselves is trained beside the student.
+        everything = nn.ModuleDict({"student": model, "losses": objective.trained})
+        objective.trained.train()
+        optimizer = _optimizer(everything, config)
         torch.manual_seed(seed)
-        state = _load(checkpoint, model, optimizer, progress) or State()
+        state = _load(checkpoint, everything, optimizer, progress) or State()
         steps = _steps_per_epoch(len(dataset.train), config.batch_size)
         started = time.monotonic() - state.seconds
         saved = time.monotonic()
@@ -91,7 +99,7 @@ def train(
 
                     inputs = views.batch(indices, view)
                     known = teacher(inputs, indices, view) if teacher else None
-                    student = Knowledge(model(inputs))
+                    student = Knowledge(*student_model(inputs))
                     terms = objective.terms(student, known, labels[indices], state.epoch)
                     loss = torch.stack(list(terms.values())).sum()
                     optimizer.zero_grad()
@@ -103,7 +111,7 @@ def train(
                     task.advance(epoch=f"{state.epoch + 1}/{config.epochs}", loss=loss.item())
                     state.seconds = time.monotonic() - started
                     if stop.is_set() or time.monotonic() - saved >= config.checkpoint_every:
-                        _save(checkpoint, model, optimizer, state)
+                        _save(checkpoint, everything, optimizer, state)
                         saved = time.monotonic()
                     if stop.is_set():
                         raise Interrupted(

@@ -73,6 +73,16 @@ def test_init_writes_a_valid_commented_file_with_its_schema(tmp_path, monkeypatc
     assert in_process("init", "--force") == 0
 
 
+def test_methods_are_listed_with_their_papers(capsys):
+    assert in_process("methods", "--json") == 0
+    listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert listed["kd"]["parameters"]["temperature"] == 4
+    assert "2015" in listed["kd"]["paper"]
+    assert all(entry["paper"] and entry["definition"] for entry in listed.values())
+    assert in_process("methods") == 0
+    assert "rkd: {weight: 1.0, distance: 25.0, angle: 50.0}" in capsys.readouterr().out
+
+
 def test_schema_is_json(capsys):
     assert in_process("schema") == 0
     assert json.loads(capsys.readouterr().out)["properties"]["distill"]

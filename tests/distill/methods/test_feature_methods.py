@@ -1,0 +1,231 @@
+"""Feature methods against loops over single elements, in float64, and what all have in common."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from edgekd.distill.method import METHODS, FeatureMethod, Knowledge
+from edgekd.distill.regressors import matched, regressor
+from edgekd.errors import UsageError
+
+FEATURE_METHODS = [name for name in METHODS.names() if issubclass(METHODS.get(name), FeatureMethod)]
+N = 5
+
+
+def maps(channels, size, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(N, channels, size, size, generator=generator, dtype=torch.float64)
+
+
+def vectors(width, seed):
+    return torch.randn(N, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def knowledge(*features):
+    return Knowledge(torch.zeros(N, 3), {str(i): f for i, f in enumerate(features)})
+
+
+def loss_of(name, student, teacher, **parameters):
+    """The method built for and applied to lists of paired features."""
+    method = METHODS.get(name)(taps=[(str(i), str(i)) for i in range(len(student))], **parameters)
+    s, t = knowledge(*student), knowledge(*teacher)
+    loss = method.build(s, t)
+    if isinstance(loss, nn.Module):
+        loss.double()
+    return loss, loss(s, t, torch.zeros(N, dtype=torch.long))
+
+
+def features_for(name, seed, channels=4):
+    place = METHODS.get(name).place
+    if place == "penultimate":
+        return [vectors(6, seed)]
+    count = 2 if place == "stages" else 1
+    return [maps(channels, 4 // (i + 1), seed + i) for i in range(count)]
+
+
+def test_the_methods_are_those_of_the_design():
+    assert set(FEATURE_METHODS) == {"fitnet", "at", "sp", "pkt", "rkd", "cc", "vid", "nst"}
+
+
+@pytest.mark.parametrize("name", FEATURE_METHODS)
+def test_the_student_gets_a_gradient_and_the_teacher_none(name):
+    student = [f.requires_grad_() for f in features_for(name, 1)]
+    teacher = features_for(name, 11)
+    _, loss = loss_of(name, student, teacher)
+    assert loss.ndim == 0
+    loss.backward()
+    assert all(f.grad.isfinite().all() and f.grad.abs().max() > 0 for f in student)
+    assert all(f.grad is None for f in teacher)
+
+
+@pytest.mark.parametrize("name", sorted(set(FEATURE_METHODS) - {"fitnet", "vid"}))
+def test_it_is_zero_for_a_student_like_the_teacher_and_positive_for_another(name):
+    same, other = features_for(name, 1), features_for(name, 7)
+    assert abs(loss_of(name, same, same)[1].item()) < 1e-9
+    assert loss_of(name, same, other)[1].item() > 1e-9
+
+
+@pytest.mark.parametrize("name", FEATURE_METHODS)
+def test_equal_samples_and_zero_features_stay_finite(name):
+    for make in (torch.zeros_like, torch.ones_like):
+        student = [make(f).requires_grad_() for f in features_for(name, 1)]
+        _, loss = loss_of(name, student, features_for(name, 3))
+        loss.backward()
+        assert loss.isfinite()
+        assert all(f.grad.isfinite().all() for f in student)
+
+
+@pytest.mark.parametrize("name", sorted(set(FEATURE_METHODS) - {"pkt", "rkd", "cc"}))
+def test_maps_of_other_sizes_and_channels_are_matched(name):
+    student = [maps(3, 4, 1)] * len(features_for(name, 0))
+    teacher = [maps(5, 8, 2)] * len(student)
+    assert loss_of(name, student, teacher)[1].isfinite()
+
+
+def test_at_equals_a_loop():
+    s, t = maps(3, 2, 1), maps(5, 2, 2)
+
+    def attention(f, i):
+        q = [
+            sum(f[i, c, y, x].item() ** 2 for c in range(f.shape[1]))
+            for y in (0, 1)
+            for x in (0, 1)
+        ]
+        return [v / math.hypot(*q) for v in q]
+
+    total = sum(
+        (a - b) ** 2
+        for i in range(N)
+        for a, b in zip(attention(s, i), attention(t, i), strict=True)
+    )
+    assert loss_of("at", [s], [t])[1].item() == pytest.approx(total / (N * 4))
+
+
+def test_sp_equals_a_loop():
+    s, t = maps(3, 2, 1), maps(4, 3, 2)
+
+    def gram(f):
+        g = [[(f[i] * f[j]).sum().item() for j in range(N)] for i in range(N)]
+        return [[v / math.hypot(*row) for v in row] for row in g]
+
+    a, b = gram(s), gram(t)
+    total = sum((a[i][j] - b[i][j]) ** 2 for i in range(N) for j in range(N))
+    assert loss_of("sp", [s], [t])[1].item() == pytest.approx(total / N**2)
+
+
+def test_pkt_equals_a_loop():
+    s, t = vectors(3, 1), vectors(6, 2)
+
+    def rows(f):
+        c = [
+            [(torch.cosine_similarity(f[i], f[j], dim=0).item() + 1) / 2 for j in range(N)]
+            for i in range(N)
+        ]
+        return [[v / sum(row) for v in row] for row in c]
+
+    q, p = rows(s), rows(t)
+    total = sum(p[i][j] * math.log(p[i][j] / q[i][j]) for i in range(N) for j in range(N))
+    assert loss_of("pkt", [s], [t])[1].item() == pytest.approx(total / N**2, rel=1e-4)
+
+
+def test_rkd_equals_a_loop():
+    s, t = vectors(3, 1), vectors(6, 2)
+
+    def distance(f):
+        d = {(i, j): torch.dist(f[i], f[j]).item() for i in range(N) for j in range(N)}
+        mean = sum(d.values()) / (N * (N - 1))
+        return {key: v / mean for key, v in d.items()}
+
+    def angle(f):
+        found = {}
+        for i, j, k in itertools.product(range(N), repeat=3):
+            a, b = f[j] - f[i], f[k] - f[i]
+            norm = a.norm().item() * b.norm().item()
+            found[i, j, k] = (a @ b).item() / norm if norm else 0.0
+        return found
+
+    def smooth(a, b):
+        differences = [abs(a[key] - b[key]) for key in a]
+        return sum(d**2 / 2 if d < 1 else d - 0.5 for d in differences) / len(differences)
+
+    expected = 25 * smooth(distance(s), distance(t)) + 50 * smooth(angle(s), angle(t))
+    assert loss_of("rkd", [s], [t])[1].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_rkd_ignores_turning_and_scaling_the_students_space():
+    t = vectors(6, 2)
+    turn, _ = torch.linalg.qr(
+        torch.randn(6, 6, generator=torch.Generator().manual_seed(3)).double()
+    )
+    assert loss_of("rkd", [3 * t @ turn], [t])[1].item() < 1e-9
+
+
+def test_cc_equals_a_loop_and_its_series_nears_the_gaussian_kernel():
+    s, t = vectors(3, 1), vectors(6, 2)
+
+    def kernel(f, i, j, order=2, g=0.4):
+        dot = (f[i] @ f[j] / f[i].norm() / f[j].norm()).item()
+        return sum(
+            math.exp(-2 * g) * (2 * g) ** p / math.factorial(p) * dot**p for p in range(order + 1)
+        )
+
+    pairs = list(itertools.product(range(N), repeat=2))
+    total = sum((kernel(s, i, j) - kernel(t, i, j)) ** 2 for i, j in pairs)
+    assert loss_of("cc", [s], [t])[1].item() == pytest.approx(total / N**2)
+    unit = s / s.norm(dim=1, keepdim=True)
+    gaussian = torch.exp(-0.4 * (unit[:, None] - unit[None]).square().sum(2))
+    assert torch.allclose(METHODS.get("cc")(order=10).kernel(s), gaussian, atol=1e-6)
+
+
+def test_nst_equals_a_loop():
+    s, t = maps(3, 2, 1), maps(4, 2, 2)
+
+    def mean_kernel(a, b, i):
+        total = 0.0
+        for c, d in itertools.product(range(a.shape[1]), range(b.shape[1])):
+            x, y = a[i, c].flatten(), b[i, d].flatten()
+            total += (x @ y / x.norm() / y.norm()).item() ** 2
+        return total / (a.shape[1] * b.shape[1])
+
+    expected = sum(
+        mean_kernel(t, t, i) + mean_kernel(s, s, i) - 2 * mean_kernel(s, t, i) for i in range(N)
+    )
+    assert loss_of("nst", [s], [t])[1].item() == pytest.approx(expected / N)
+
+
+def test_fitnet_is_the_mean_squared_error_after_its_regressor():
+    s, t = maps(3, 4, 1), maps(5, 4, 2)
+    loss, found = loss_of("fitnet", [s], [t])
+    (r,) = loss.parts
+    loss.eval()
+    expected = (r(s) - t).square().mean()
+    assert loss(knowledge(s), knowledge(t), None).item() == pytest.approx(expected.item())
+    assert found.isfinite()
+    assert r(s).shape == t.shape
+
+
+def test_vid_is_the_gaussian_likelihood_with_a_variance_per_channel():
+    s, t = vectors(3, 1), vectors(4, 2)
+    loss, found = loss_of("vid", [s], [t])
+    (mu,) = loss.parts
+    variance = torch.nn.functional.softplus(mu.alpha) + 1e-5
+    assert torch.allclose(variance, torch.full_like(variance, 5.0), atol=1e-4)
+    density = torch.distributions.Normal(mu(s), variance.sqrt())
+    constant = math.log(2 * math.pi) / 2
+    assert found.item() == pytest.approx((-density.log_prob(t)).mean().item() - constant, rel=1e-6)
+
+
+def test_regressors_refuse_features_without_a_common_form():
+    with pytest.raises(UsageError, match="choose other taps"):
+        regressor(maps(3, 4, 1), vectors(4, 1))
+    tokens = torch.zeros(2, 7, 16)
+    assert regressor(tokens, torch.zeros(2, 7, 32))(tokens).shape == (2, 7, 32)
+
+
+def test_matching_pools_the_larger_map():
+    a, b = matched(maps(3, 8, 1), maps(5, 4, 2))
+    assert a.shape[2:] == b.shape[2:] == (4, 4)
+    assert a[0, 0, 0, 0].item() == pytest.approx(maps(3, 8, 1)[0, 0, :2, :2].mean().item())
