@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import click
 
@@ -15,7 +16,7 @@ def command(as_json: bool) -> None:
     """List the distillation methods, for `distill.methods`, with weight, paper and definition."""
     from edgekd.distill.method import METHODS
 
-    entries = []
+    entries: list[dict[str, Any]] = []
     for name in METHODS.names():
         method = METHODS.get(name)
         paper = inspect.getdoc(inspect.getmodule(method)) or ""
