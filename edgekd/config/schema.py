@@ -247,6 +247,7 @@ class Profile(Section):
 Metric = Literal[
     "accuracy", "accuracy_drop", "agreement", "latency_p50", "latency_p90", "latency_p99",
     "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "parity_error",
+    "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
 DIMENSIONS: dict[str, Dimension] = {
@@ -263,6 +264,11 @@ DIMENSIONS: dict[str, Dimension] = {
     "size": "bytes",
     "compression": "ratio",
     "parity_error": "number",
+    # The student against the baseline's: ratios above 1 and points above 0 are worse.
+    "latency_vs_baseline": "ratio",
+    "accuracy_vs_baseline": "points",
+    "memory_vs_baseline": "ratio",
+    "size_vs_baseline": "ratio",
 }
 
 
@@ -323,6 +329,28 @@ class Gate(Section):
         "fail", description="An undecided budget: exit code 4, or only a warning, or silence."
     )
     budgets: list[Budget] = Field(default_factory=list)
+    baseline: str | None = Field(
+        None,
+        description="A run folder: its student is measured again beside this one, in turns. Without "
+        "*_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, size ≤ 1.05 x.",
+    )
+    allow: list[Literal["machine", "precision", "threads", "runtime_version"]] = Field(
+        [], description="Differences from the baseline that do not matter to you."
+    )
+
+    @property
+    def all_budgets(self) -> list[Budget]:
+        """`budgets`, with the default ones against the baseline where none are given."""
+        given = any(b.metric.endswith("_vs_baseline") for b in self.budgets)
+        if self.baseline is None or given:
+            return self.budgets
+        return [
+            *self.budgets,
+            Budget(metric="latency_vs_baseline", max="1.03 x"),
+            Budget(metric="accuracy_vs_baseline", max="0 points"),
+            Budget(metric="memory_vs_baseline", max="1.1 x"),
+            Budget(metric="size_vs_baseline", max="1.05 x"),
+        ]
 
 
 class Config(Section):

@@ -178,7 +178,17 @@ def _profile(config: Config, base: Path) -> dict[str, Any]:
 
 
 def _gate(config: Config, base: Path) -> dict[str, Any]:
-    return config.gate.model_dump(mode="json")
+    part = config.gate.model_dump(mode="json")
+    if config.gate.baseline is not None:
+        # What the baseline's run holds, wherever it lies.
+        baseline = Run.open(base / Path(config.gate.baseline).expanduser()).manifest
+        part["baseline"] = {
+            path: artifact.sha256
+            for name in ("export", "quantize", "verify", "profile")
+            if name in baseline.stages
+            for path, artifact in baseline.stages[name].artifacts.items()
+        }
+    return part
 
 
 def _report(config: Config, base: Path) -> dict[str, Any]:

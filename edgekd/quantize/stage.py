@@ -16,6 +16,7 @@ def run(context: Context) -> None:
     """Write an INT8 file per exported format of the student, and `quantize.json` about them."""
     settings, dataset = context.config.quantize, context.dataset
     if settings is None:
+        context.progress.say("  not configured: no INT8 files")
         QuantizeReport(files=(), calibration=None).write(context.folder / "quantize.json")
         return
     require()

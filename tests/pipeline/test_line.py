@@ -323,3 +323,53 @@ def test_the_api_takes_a_run_folder_and_refuses_nonsense(run):
     assert edgekd.gate(str(run.path), overrides="gate.on_inconclusive=warn").exit_code == 0
     with pytest.raises(UsageError, match="config is a int"):
         edgekd.compress(5)
+
+
+@pytest.fixture(scope="module")
+def slower(tmp_path_factory):
+    """A run whose student is several times as large, on the same data."""
+    path = tmp_path_factory.mktemp("slower") / "slow"
+    line(path, student={"model": "zoo:mlp", "args": {"hidden": [1024, 1024]}})
+    return Run(path)
+
+
+def test_a_student_much_slower_and_larger_than_the_baselines_is_caught(run, slower):
+    line(slower.path, student={"model": "zoo:mlp", "args": {"hidden": [1024, 1024]}},
+         gate={"baseline": str(run.path), "budgets": []})  # fmt: skip
+    verdicts = {(c.metric, c.runtime): c for c in slower.gate.checks}
+    for runtime in ("onnxruntime", "openvino"):
+        latency = verdicts["latency_vs_baseline", runtime]
+        assert latency.verdict == "fail"
+        assert latency.interval[0] > 1.03
+        assert verdicts["size_vs_baseline", runtime].value > 10
+    assert slower.exit_code == 1
+
+
+def test_the_very_same_run_is_no_regression_and_is_not_measured_again(run, finished):
+    gate = {"baseline": str(finished.path), "budgets": [
+        {"metric": "accuracy_vs_baseline", "max": "0 points"},
+        {"metric": "size_vs_baseline", "max": "1 x"},
+    ]}  # fmt: skip
+    assert line(run.path, gate=gate)[1] == ["gate", "report"]
+    assert run.exit_code == 0
+    assert {c.value for c in run.gate.checks if c.metric == "accuracy_vs_baseline"} == {0.0}
+    assert line(run.path, gate=gate)[1] == []
+
+
+def test_what_cannot_be_compared_is_refused_unless_allowed(run, finished, tmp_path):
+    gate = {"baseline": str(tmp_path / "nowhere")}
+    with pytest.raises(UsageError, match="not a run folder"):
+        line(run.path, gate=gate)
+    other = tmp_path / "other" / "run"
+    shutil.copytree(finished.path, other)
+    profile = json.loads((other / "profile/profile.json").read_text())
+    profile["environment"]["local"]["cpu_model"] = "Cortex-A76"
+    (other / "profile/profile.json").write_text(json.dumps(profile))
+    gate = {"baseline": str(other), "budgets": [{"metric": "size_vs_baseline", "max": "1 x"}]}
+    with pytest.raises(UsageError, match=r"machine was Cortex-A76(.|\n)*gate\.allow: \[machine\]"):
+        line(run.path, gate=gate)
+    line(run.path, gate=gate | {"allow": ["machine"]})
+    assert run.exit_code == 0
+    line(other, "verify", data={"seed": 5})
+    with pytest.raises(UsageError, match="tested on other samples"):
+        line(run.path, gate=gate | {"allow": ["machine"]})

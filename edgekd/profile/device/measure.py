@@ -41,7 +41,8 @@ def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
     """Do what `plan` says and write `result.json` and `samples.npz` to `folder`.
 
     `plan`: `models` (list of id, runtime, path, threads, precision), `inputs` (an .npy file),
-    `batch_size`, `throughput_batch_size`, `interval`, `min_seconds`, `max_seconds`.
+    `batch_size`, `throughput_batch_size`, `interval`, `min_seconds`, `max_seconds`; `phases`
+    (default latency and throughput).
     Raises MeasureError.
     """
     environment = describe()
@@ -72,10 +73,12 @@ def _measure_together(
         workers = [stack.enter_context(_worker(model, plan["inputs"])) for model in models]
         for worker in workers:
             results[worker.id] = worker.ask(do="load", **worker.load)
-        for phase, batch_size in (
-            ("latency", plan["batch_size"]),
-            ("throughput", plan["throughput_batch_size"]),
-        ):
+        batch_sizes = {
+            "latency": plan["batch_size"],
+            "throughput": plan["throughput_batch_size"],
+        }
+        for phase in plan.get("phases", batch_sizes):
+            batch_size = batch_sizes[phase]
             for worker in workers:
                 first = worker.ask(do="bind", batch_size=batch_size)
                 if phase == "latency":
