@@ -64,8 +64,11 @@ def figures(
             m, base = pair.candidate, pair.baseline
             value, interval, conclusive = 1.0, None, True
             if limits:
-                launches = _launches(pair, by_name[m.target], profile, example, candidate, baseline)
-                value, interval, conclusive = compare(launches, decided, task.advance)
+                source = launches(
+                    candidate.path / m.path, baseline.path / base.path, m.runtime,
+                    by_name[m.target], example, profile.batch_size,
+                )  # fmt: skip
+                value, interval, conclusive = compare(source, decided, task.advance)
                 yield Figure(
                     "latency_vs_baseline",
                     value,
@@ -82,19 +85,19 @@ def figures(
 
 
 def compare(
-    launches: Iterator[float],
+    source: Iterator[float],
     decided: Callable[[Interval], bool],
     advance: Callable[..., None] = lambda *_, **__: None,
 ) -> tuple[float, Interval, bool]:
     """Ratio, its interval, and whether `decided` was reached; takes launches until it is.
 
-    `launches` yields log-ratios. The interval is that of the mean log-ratio, as a ratio.
+    `source` yields log-ratios. The interval is that of the mean log-ratio, as a ratio.
     """
     ratios: list[float] = []
     interval = (0.0, math.inf)
     for count, t in LOOKS:
         while len(ratios) < count:
-            ratios.append(next(launches))
+            ratios.append(next(source))
             advance(1, ratio=f"{math.exp(np.mean(ratios)):.3f}")
         mean = float(np.mean(ratios))
         half = t * float(np.std(ratios, ddof=1)) / math.sqrt(count)
@@ -115,29 +118,28 @@ def _ratio(bound: str | float) -> float:
     return units.parse(bound, "ratio")
 
 
-def _launches(
-    pair: Pair,
+def launches(
+    candidate: Path,
+    baseline: Path,
+    runtime: str,
     target: Target,
-    profile: Profile,
     example: np.ndarray,
-    candidate: Run,
-    baseline: Run,
+    batch_size: int,
 ) -> Iterator[float]:
-    """log(candidate's median / baseline's median) of one launch after another."""
-    paths = {
-        "candidate": candidate.path / pair.candidate.path,
-        "baseline": baseline.path / pair.baseline.path,
-    }
+    """log(candidate's median / baseline's median) of one launch after another, without end.
+
+    `example` is inputs (n, …) float32. Raises StageError when a file cannot be measured.
+    """
+    paths = {"candidate": candidate, "baseline": baseline}
     while True:
         with tempfile.TemporaryDirectory(prefix="edgekd-gate-") as name:
             folder = Path(name)
             np.save(folder / "inputs.npy", example)
-            # Who goes first is decided by the rounds; who is loaded first alternates by the order.
             plan: dict[str, Any] = {
                 "models": [
                     {
                         "id": role,
-                        "runtime": pair.candidate.runtime,
+                        "runtime": runtime,
                         "path": str(path.resolve()),
                         "threads": target.threads,
                         "precision": target.precision,
@@ -146,8 +148,8 @@ def _launches(
                 ],
                 "inputs": str(folder / "inputs.npy"),
                 "phases": ["latency"],
-                "batch_size": profile.batch_size,
-                "throughput_batch_size": 1,
+                "batch_size": batch_size,
+                "throughput_batch_size": batch_size,
                 "interval": 0.5,
                 "min_seconds": _SECONDS,
                 "max_seconds": max(_SECONDS, 4.0),
@@ -155,6 +157,7 @@ def _launches(
             TRANSPORTS.get(target.transport)().measure(target, plan, folder, lambda event: None)
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
                 medians = {role: float(np.median(samples[f"{role}/latency"])) for role in paths}
+        # The other one is loaded first the next time.
         paths = dict(reversed(paths.items()))
         yield math.log(medians["candidate"] / medians["baseline"])
 
