@@ -92,6 +92,11 @@ def figures(
         yield of("agreement", agreement, None)
         yield of("parity_error", file.max_error, None)
         yield of("accuracy_drop", drop, between)
+    yield from measured(profile)
+
+
+def measured(profile: ProfileReport) -> Iterator[Figure]:
+    """The figures of the student that a profile has alone."""
     for m in profile.measurements:
         if m.role != "student":
             continue

@@ -87,3 +87,38 @@ def test_without_a_recent_python_the_script_says_what_it_looked_for(tmp_path):
 
 def test_ci_run_is_executable():
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_action_passes_inputs_through_the_environment_only():
+    action = load("action.yml")
+    assert action["runs"]["using"] == "composite"
+    for step in action["runs"]["steps"]:
+        assert "${{" not in step["run"]
+    used = {value for step in action["runs"]["steps"] for value in step["env"].values()}
+    assert {f"${{{{ inputs.{name} }}}}" for name in action["inputs"]} <= used
+
+
+@pytest.mark.parametrize("baseline", ["", "runs/a b; touch hacked"])
+def test_the_actions_gate_command_keeps_its_arguments_whole(baseline, tmp_path):
+    command = load("action.yml")["runs"]["steps"][1]["run"]
+    tool = tmp_path / "edgekd"
+    tool.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+    tool.chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:/usr/bin",
+        "CONFIG": "my run",
+        "BASELINE": baseline,
+        "JUNIT": "j.xml",
+    }
+    result = subprocess.run(
+        ["bash", "-c", command], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    expected = [
+        "gate",
+        "my run",
+        *(["--baseline", baseline] if baseline else []),
+        "--junit",
+        "j.xml",
+    ]
+    assert result.stdout.splitlines() == expected
+    assert not (tmp_path / "hacked").exists()
