@@ -128,6 +128,18 @@ def test_compress_end_to_end_then_again_with_nothing_to_do(config, tmp_path):
     )
     assert broken.returncode == 1
     assert "FAIL" in broken.stdout.upper()
+    assert "is older than these figures" in broken.stdout
+
+    # The student against itself: sizes are equal, files for other programs are written.
+    compared = edgekd(
+        "gate", tmp_path / "r", "-q", "--baseline", tmp_path / "r",
+        "--set", "gate.budgets=[{metric: size_vs_baseline, max: 1 x}]",
+        "--junit", tmp_path / "gate.xml", "--markdown", tmp_path / "gate.md", "--badge", tmp_path / "b.json",
+    )  # fmt: skip
+    assert compared.returncode == 0, compared.stderr
+    assert "size_vs_baseline" in (tmp_path / "gate.xml").read_text()
+    assert "✅ pass" in (tmp_path / "gate.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "b.json").read_text())["message"] == "pass"
 
 
 def test_nothing_to_do_does_not_import_torch(config, tmp_path):
