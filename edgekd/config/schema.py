@@ -163,6 +163,9 @@ class Distill(Training):
         default_factory=MethodList.default,
         description="Weighted sum of distillation losses; empty: train without a teacher.",
     )
+    doctor: bool = Field(
+        True, description="Look for mistakes before training: a few seconds, warnings only."
+    )
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distill:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.data.views import Views
+from edgekd.distill.doctor import examine
 from edgekd.distill.knowledge_store import KnowledgeStore
 from edgekd.distill.method import FeatureMethod, Knowledge
 from edgekd.distill.objective import Objective
@@ -22,11 +23,13 @@ def run(context: Context) -> None:
     student = role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
     objective = Objective(config.distill.alpha, config.distill.methods.entries)
     teacher = role.load(context.run, "teacher", context.base) if objective.needs_teacher else None
+    views = Views(dataset, config.data.augment, config.seed)
     if teacher is not None:
         example = dataset.tensor(np.resize(dataset.train, 4))
         objective.prepare(student, teacher, example, config.seed)
         _tell_taps(objective, context)
-    views = Views(dataset, config.data.augment, config.seed)
+        if config.distill.doctor:
+            _consult_doctor(student, teacher, objective, views, context)
     checkpoint = context.folder / "checkpoint.pt"
     history = train(
         student,
@@ -46,6 +49,25 @@ def run(context: Context) -> None:
     )  # fmt: skip
     checkpoint.unlink(missing_ok=True)
     context.progress.say(f"  student accuracy: {report.test.value:.2%} on the test split (PyTorch)")
+
+
+def _consult_doctor(
+    student: nn.Module,
+    teacher: nn.Module,
+    objective: Objective,
+    views: Views,
+    context: Context,
+) -> None:
+    config, dataset = context.config.distill, context.dataset
+    batch = np.resize(dataset.train, config.batch_size)
+    inputs = views.batch(batch, 0)
+    # Not through the store: it must hold what training batches give, and nothing else.
+    with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as tapped:
+        known = Knowledge(*tapped(inputs))
+    accuracy = context.run.training("teacher").validation
+    labels = torch.from_numpy(dataset.labels[batch])
+    for complaint in examine(student, objective, config, accuracy, inputs, known, labels):
+        context.progress.say(f"  warning: {complaint}")
 
 
 def _tell_taps(objective: Objective, context: Context) -> None:

@@ -94,7 +94,7 @@ def data_part(config: Config, base: Path) -> dict[str, Any]:
 
 def _training(training: Training) -> dict[str, Any]:
     # How often it is saved and with how many threads does not change what is learned.
-    return training.model_dump(mode="json", exclude={"checkpoint_every", "threads"})
+    return training.model_dump(mode="json", exclude={"checkpoint_every", "threads", "doctor"})
 
 
 def _network(part: Model, base: Path, where: str) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""The doctor: complains of what would not teach, says nothing of what would, and touches nothing."""
+
+import pytest
+import torch
+from torch import nn
+
+from edgekd.config.schema import Distill
+from edgekd.distill.doctor import examine, gradient_norms
+from edgekd.distill.method import METHODS, Knowledge
+from edgekd.distill.methods.kd import KD
+from edgekd.distill.objective import Objective
+from edgekd.models.role import accuracy
+
+CLASSES, N = 4, 32
+GENERATOR = torch.Generator().manual_seed(0)
+INPUTS = torch.randn(N, 6, generator=GENERATOR)
+LABELS = torch.randint(0, CLASSES, (N,), generator=GENERATOR)
+ANSWERS = torch.randn(N, CLASSES, generator=GENERATOR)
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, CLASSES)
+    )
+
+
+def teacher_accuracy(share=0.97, total=400):
+    labels = torch.arange(total).numpy() % CLASSES
+    answers = labels.copy()
+    wrong = round((1 - share) * total)
+    answers[:wrong] = (answers[:wrong] + 1) % CLASSES
+    return accuracy(answers, labels, CLASSES)
+
+
+def complaints(objective=None, answers=ANSWERS, teacher=None, student=None, **config):
+    objective = objective or Objective(0.1, (KD(),))
+    return examine(
+        student or network(), objective, Distill(**config), teacher or teacher_accuracy(),
+        INPUTS, Knowledge(answers), LABELS,
+    )  # fmt: skip
+
+
+def test_a_sound_distillation_gets_no_complaint():
+    assert complaints() == []
+
+
+def test_the_norms_are_those_of_autograd_and_nothing_is_touched():
+    student, objective = network().train(), Objective(0.1, (KD(warmup=5),))
+    before = {k: v.clone() for k, v in student.state_dict().items()}
+    state = torch.get_rng_state()
+    norms = gradient_norms(student, objective, INPUTS, Knowledge(ANSWERS), LABELS)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[k], v) for k, v in student.state_dict().items())
+    assert all(p.grad is None for p in student.parameters())
+    student(INPUTS)
+    torch.set_rng_state(state)
+    terms = Objective(0.1, (KD(),)).terms(Knowledge(student(INPUTS)), Knowledge(ANSWERS), LABELS)
+    for name, term in terms.items():
+        student.zero_grad()
+        term.backward(retain_graph=True)
+        expected = torch.cat([p.grad.flatten() for p in student.parameters()]).norm().item()
+        assert norms[name] == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.3, 0.0])
+def test_a_teacher_near_chance_is_suspected(share):
+    (complaint,) = complaints(teacher=teacher_accuracy(share))
+    assert "near chance (25.0%)" in complaint
+    assert "data.mean" in complaint
+
+
+def test_answers_that_say_nothing_are_noticed():
+    assert any("same logits" in c for c in complaints(answers=torch.ones(N, CLASSES)))
+    broken = ANSWERS.clone()
+    broken[3, 1] = float("nan")
+    assert any("not finite" in c for c in complaints(answers=broken))
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 5.0), ("adamw", 0.5)])
+def test_a_learning_rate_out_of_all_proportion_is_noticed(optimizer, rate):
+    (complaint,) = complaints(optimizer=optimizer, learning_rate=rate)
+    assert f"learning_rate {rate:g} is high for {optimizer}" in complaint
+
+
+def test_a_term_without_gradient_is_named():
+    (complaint,) = complaints(Objective(0.1, (KD(weight=0.0),)))
+    assert complaint.startswith("kd gives the student no gradient")
+
+    class Detached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x):
+            return self.net(x).detach()
+
+    found = complaints(student=Detached())
+    assert [c.split(" gives")[0] for c in found] == ["cross_entropy", "kd"]
+
+
+def test_a_term_that_is_drowned_is_named_with_the_factor():
+    (complaint,) = complaints(Objective(0.1, (KD(weight=1e5),)))
+    assert complaint.startswith("cross_entropy is outweighed")
+    assert "that of kd" in complaint
+    assert complaints(Objective(1.0, (METHODS.get("logits")(),))) == []
