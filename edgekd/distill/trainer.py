@@ -147,6 +147,12 @@ def learning_rate(config: Training, step: int, total: int) -> float:
             return config.learning_rate
 
 
+def standard_error(share: float, total: int) -> float:
+    """Of a share of `total`; above zero for a share of 1 too (Agresti and Coull 1998: plus 4)."""
+    adjusted = (share * total + 2) / (total + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (total + 4))
+
+
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: Dataset, indices: np.ndarray, batch: int = 256) -> Tensor:
     """Logits (n, classes) of the unaugmented samples, in evaluation mode."""
@@ -220,8 +226,7 @@ def _end_epoch(
         }
     )
     best = max(epoch["validation_accuracy"] for epoch in state.epochs)
-    standard_error = math.sqrt(best * (1 - best) / len(labels))
-    if config.select == "last" or accuracy >= best - standard_error:
+    if config.select == "last" or accuracy >= best - standard_error(best, len(labels)):
         state.best_epoch = state.epoch
         state.best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
