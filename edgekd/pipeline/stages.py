@@ -210,10 +210,10 @@ _ROOMS = {
 _RUNTIMES = ("onnxruntime", "openvino", "numpy")
 
 LINE: tuple[Stage, ...] = (
-    Stage("teacher", 1, _teacher, (), "teacher", shareable=True),
+    Stage("teacher", 2, _teacher, (), "teacher", shareable=True),
     Stage(
         "distill",
-        1,
+        2,
         _distill,
         ("teacher/model.json", "teacher/model.safetensors"),
         "student",
