@@ -56,7 +56,7 @@ def test_every_module_ships_and_nothing_else(wheel):
     shipped = {n for n in wheel.namelist() if not n.startswith("edgekd-")}
     assert {n for n in shipped if n.endswith(".py")} == modules
     assert {n.split("/")[0] for n in shipped} == {"edgekd"}
-    assert not any("test" in n.split("/")[-1] or n.endswith(".pyc") for n in shipped)
+    assert not any(n.split("/")[-1].startswith("test_") or n.endswith(".pyc") for n in shipped)
 
 
 def test_the_command_the_version_and_the_licence_are_declared(wheel):
