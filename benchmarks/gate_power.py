@@ -78,8 +78,8 @@ class Slower(nn.Module):
         return self.net(x + self.detour(x))
 
 
-def export(folder: Path, name: str, module: nn.Module, runtime: str) -> Path:
-    """The module as a file of the runtime's format."""
+def export(folder: Path, name: str, module: nn.Module, runtime: str) -> list[Path]:
+    """The module as a file of the runtime's format, with its parts."""
     place = folder / name
     place.mkdir()
     card = ModelCard(
@@ -88,7 +88,8 @@ def export(folder: Path, name: str, module: nn.Module, runtime: str) -> Path:
     )  # fmt: skip
     source = Source(module.eval(), card, torch.randn(2, *SHAPE), place / "student.onnx")
     formats = dict.fromkeys(["onnx", FORMAT[runtime]])
-    return [EXPORTERS.get(f)(source, place, Export()).path for f in formats][-1]
+    made = [EXPORTERS.get(f)(source, place, Export()) for f in formats][-1]
+    return [made.path, *(part for part in made.files if part != made.path)]
 
 
 @contextlib.contextmanager
@@ -137,7 +138,7 @@ def table(folder: Path, options: argparse.Namespace) -> str:
                 word, took = verdict(source)
                 found.append(word)
                 seconds.append(took)
-                medians = [alone(p, options, target, example) for p in (path, baseline)]
+                medians = [alone(p[0], options, target, example) for p in (path, baseline)]
                 naive.append(medians[0] > NAIVE_LIMIT * medians[1])
                 print(
                     f"{name} {'busy' if busy else 'quiet'} {len(found)}: {word} {took:.0f} s",

@@ -34,6 +34,21 @@ make_environment() {
   fi
 }
 
+# What the tests run against and pip cannot install; without it they skip, and say so.
+install_system_packages() {
+  local missing
+  missing="$(comm -23 <(sort tests/system-packages.txt) \
+    <(dpkg-query -W -f '${Package} ${db:Status-Status}\n' | awk '$2 == "installed" { print $1 }' | sort))"
+  [[ -z "$missing" ]] && return
+  # shellcheck disable=SC2086
+  { apt-get update -qq && apt-get install -y -qq --no-install-recommends $missing; } >/dev/null ||
+    echo "warning: could not install $(xargs <<<"$missing"); the tests that need them are skipped" >&2
+}
+
+if [[ "$(id -u)" == 0 ]] && command -v apt-get >/dev/null; then
+  step "system packages"
+  install_system_packages
+fi
 if ! is_healthy; then
   step "environment"
   make_environment

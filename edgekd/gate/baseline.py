@@ -65,7 +65,7 @@ def figures(
             value, interval, conclusive = 1.0, None, True
             if limits:
                 source = launches(
-                    candidate.path / m.path, baseline.path / base.path, m.runtime,
+                    _parts(candidate, m.path), _parts(baseline, base.path), m.runtime,
                     by_name[m.target], example, profile.batch_size,
                 )  # fmt: skip
                 value, interval, conclusive = compare(source, decided, task.advance)
@@ -118,9 +118,15 @@ def _ratio(bound: str | float) -> float:
     return units.parse(bound, "ratio")
 
 
+def _parts(run: Run, path: str) -> list[Path]:
+    """The file `path` of a run, then the further files that it consists of."""
+    file = next(file for file in run.files if file.path == path)
+    return [run.path / path, *(run.path / part for part in file.files if part != path)]
+
+
 def launches(
-    candidate: Path,
-    baseline: Path,
+    candidate: list[Path],
+    baseline: list[Path],
     runtime: str,
     target: Target,
     example: np.ndarray,
@@ -128,9 +134,10 @@ def launches(
 ) -> Iterator[float]:
     """log(candidate's median / baseline's median) of one launch after another, without end.
 
-    `example` is inputs (n, …) float32. Raises StageError when a file cannot be measured.
+    A model is its file and the further ones that belong to it; `example` is inputs (n, …) float32.
+    Raises StageError when a file cannot be measured.
     """
-    paths = {"candidate": candidate, "baseline": baseline}
+    models = {"candidate": candidate, "baseline": baseline}
     while True:
         with tempfile.TemporaryDirectory(prefix="edgekd-gate-") as name:
             folder = Path(name)
@@ -140,11 +147,12 @@ def launches(
                     {
                         "id": role,
                         "runtime": runtime,
-                        "path": str(path.resolve()),
+                        "path": str(parts[0].resolve()),
+                        "parts": [str(part.resolve()) for part in parts],
                         "threads": target.threads,
                         "precision": target.precision,
                     }
-                    for role, path in paths.items()
+                    for role, parts in models.items()
                 ],
                 "inputs": str(folder / "inputs.npy"),
                 "phases": ["latency"],
@@ -156,9 +164,9 @@ def launches(
             }
             TRANSPORTS.get(target.transport)().measure(target, plan, folder, lambda event: None)
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
-                medians = {role: float(np.median(samples[f"{role}/latency"])) for role in paths}
+                medians = {role: float(np.median(samples[f"{role}/latency"])) for role in models}
         # The other one is loaded first the next time.
-        paths = dict(reversed(paths.items()))
+        models = dict(reversed(models.items()))
         yield math.log(medians["candidate"] / medians["baseline"])
 
 

@@ -105,6 +105,7 @@ def _on_device(
                     "id": entry.id,
                     "runtime": entry.runtime,
                     "path": str((root / entry.file.path).resolve()),
+                    "parts": [str((root / part).resolve()) for part in entry.file.files],
                     "threads": target.threads,
                     "precision": target.precision,
                 }

@@ -22,7 +22,8 @@ class Transport(Protocol):
     ) -> None:
         """Leave `result.json` and `samples.npz` in `folder`; `tell` gets every progress event.
 
-        Paths in `plan` are this machine's. Raises StageError with the device's own words.
+        Paths in `plan` are this machine's; `edgekd.profile.parcel.pack` makes them portable.
+        Raises StageError with the device's own words.
         """
 
 

@@ -2,11 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 
 from edgekd.profile import device
 from edgekd.profile.device import environment, measure, memory
+from edgekd.profile.parcel import pack, runner, runner_name
 
 ROOT = Path(device.__file__).parents[3]
 
@@ -153,23 +154,42 @@ def test_from_the_command_line_an_error_is_the_last_line(exported, tmp_path):
     assert "nowhere" in json.loads(output.splitlines()[-1])["error"]
 
 
-def test_it_runs_from_a_zip_file_without_edgekd(exported, tmp_path):
-    archive = tmp_path / "bench.pyz"
-    source = Path(device.__file__).parent
-    with zipfile.ZipFile(archive, "w") as bundle:
-        for path in source.rglob("*.py"):
-            bundle.write(path, Path("bench") / path.relative_to(source))
-    (tmp_path / "plan.json").write_text(json.dumps(plan(exported, tmp_path)))
+def test_packed_for_another_machine_it_runs_without_edgekd(exported, tmp_path):
+    parts = {
+        str(exported.root / file.path): [str(exported.root / part) for part in file.files]
+        for file in exported.files
+    }
+    here = plan(exported, tmp_path)
+    models = [{**model, "parts": parts[model["path"]]} for model in here["models"]]
+    parcel = pack({**here, "models": models})
+    device = tmp_path / "device"
+    for name, path in parcel.files.items():
+        (device / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, device / name)
+    (device / runner_name()).write_bytes(runner())
+    (device / "plan.json").write_text(json.dumps(parcel.plan))
     # A module of the user's in the current folder must not be taken for numpy.
-    (tmp_path / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+    (device / "numpy.py").write_text("raise SystemExit('the wrong numpy')")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("COV", "PYTHONPATH"))}
     result = subprocess.run(
-        [sys.executable, "-m", "bench", "measure", "plan.json", "."], cwd=tmp_path,
-        capture_output=True, text=True,
-        env={**environment, "PYTHONPATH": str(archive), "PYTHONSAFEPATH": "1"},
+        [sys.executable, "-P", runner_name(), "measure", "plan.json", "."], cwd=device,
+        capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr + result.stdout
-    assert len(json.loads((tmp_path / "result.json").read_text())["models"]) == 4
+    assert len(json.loads((device / "result.json").read_text())["models"]) == 4
+
+
+def test_a_file_packed_twice_has_one_name_and_a_changed_one_another(exported, tmp_path):
+    def names():
+        return set(pack({**here, "models": models}).files)
+
+    models = [{**student(exported)[0], "parts": [student(exported)[0]["path"]]}]
+    here = plan(exported, tmp_path, models)
+    before = names()
+    assert names() == before
+    inputs = np.load(tmp_path / "inputs.npy")
+    np.save(tmp_path / "inputs.npy", inputs + 1)
+    assert len(names() & before) == 1
 
 
 def test_the_device_part_imports_nothing_of_edgekd_outside_itself():

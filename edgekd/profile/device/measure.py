@@ -40,7 +40,8 @@ class MeasureError(Exception):
 def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
     """Do what `plan` says and write `result.json` and `samples.npz` to `folder`.
 
-    `plan`: `models` (list of id, runtime, path, threads, precision), `inputs` (an .npy file),
+    `plan`: `models` (list of id, runtime, path, threads, precision; `parts`, all files that the
+    model consists of, is for who sends it), `inputs` (an .npy file),
     `batch_size`, `throughput_batch_size`, `interval`, `min_seconds`, `max_seconds`; `phases`
     (default latency and throughput).
     Raises MeasureError.
