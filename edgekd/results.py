@@ -183,7 +183,11 @@ class VerifyReport(Record):
 
 
 class Latency(Record):
-    """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`."""
+    """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`.
+
+    Where a clock is too coarse for single calls each sample is the mean of `calls_per_sample`: p90
+    and p99 are then those of such means.
+    """
 
     batch_size: int
     count: int
@@ -198,14 +202,20 @@ class Latency(Record):
     p99_interval: Interval
     steady: bool
     samples: str
+    calls_per_sample: int = 1
 
 
 class Memory(Record):
-    """Bytes. `model` is `peak_rss` − `baseline_rss`, the process before the model was loaded."""
+    """Bytes. `model` is `peak_rss` − `baseline_rss`, the process before the model was loaded.
 
-    peak_rss: int
-    baseline_rss: int
-    model: int
+    None where it was not measured: browsers do not tell. There `wasm_heap` is how much memory
+    WebAssembly had at most, runtime included; it grows in large steps.
+    """
+
+    peak_rss: int | None
+    baseline_rss: int | None
+    model: int | None
+    wasm_heap: int | None = None
 
 
 class Measurement(Record):
@@ -213,7 +223,8 @@ class Measurement(Record):
 
     `latency` is at the profile's batch size (1 unless configured); `throughput` is samples per
     second, from `throughput_latency` at a larger batch. `load` is seconds from file to ready,
-    `first` the first inference. `precision` is what the runtime says it executed.
+    `first` the first inference. `precision` is what the runtime says it executed. `parity_error`
+    is max|Δ| / max|reference| of its outputs there against ONNX Runtime's on this machine.
     """
 
     role: Role
@@ -236,12 +247,14 @@ class Measurement(Record):
     load: float
     first: float
     warmup: int
+    parity_error: float | None = None
 
 
 class Comparison(Record):
     """Teacher against a student of this variant in the same runtime, from interleaved blocks.
 
-    `speedup` is teacher's p50 / student's p50; `compression` and `memory_ratio` likewise.
+    `speedup` is teacher's p50 / student's p50; `compression` and `memory_ratio` likewise (None
+    where memory was not measured).
     """
 
     target: str
@@ -249,7 +262,7 @@ class Comparison(Record):
     runtime: str
     speedup: float
     speedup_interval: Interval
-    memory_ratio: float
+    memory_ratio: float | None
     compression: float
 
 
@@ -265,14 +278,14 @@ class ProfileReport(Record):
 class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
-    `limit` reads like "≤ 1 point".
+    `limit` reads like "≤ 1 point"; `value` is None where it could not be measured.
     """
 
     metric: str
     target: str | None
     runtime: str
     variant: Variant = "f32"
-    value: float
+    value: float | None
     interval: Interval | None
     limit: str
     verdict: Verdict

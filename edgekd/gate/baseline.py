@@ -21,6 +21,7 @@ from edgekd.config.schema import Gate, Profile
 from edgekd.errors import UsageError
 from edgekd.gate.budget import Figure
 from edgekd.pipeline.run import Run
+from edgekd.profile.measure import memory_ratio
 from edgekd.profile.targets import Target
 from edgekd.profile.transport import TRANSPORTS
 from edgekd.progress import Progress
@@ -63,7 +64,12 @@ def figures(
         for pair in pairs:
             m, base = pair.candidate, pair.baseline
             value, interval, conclusive = 1.0, None, True
-            if limits:
+            if limits and getattr(TRANSPORTS.get(by_name[m.target].transport), "by_hand", False):
+                # Nobody opens a page two dozen times.
+                yield Figure(
+                    "latency_vs_baseline", None, None, m.runtime, m.target, variant=m.variant
+                )
+            elif limits:
                 source = launches(
                     _parts(candidate, m.path), _parts(baseline, base.path), m.runtime,
                     by_name[m.target], example, profile.batch_size,
@@ -79,7 +85,7 @@ def figures(
                     m.variant,
                 )
             of = (m.runtime, m.target, True, m.variant)
-            memory = max(1, m.memory.model) / max(1, base.memory.model)
+            memory = memory_ratio(m.memory, base.memory)
             yield Figure("memory_vs_baseline", memory, None, *of)
             yield Figure("size_vs_baseline", m.size / base.size, None, *of)
 

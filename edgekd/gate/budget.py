@@ -25,10 +25,13 @@ from edgekd.statistics import paired_difference
 
 @dataclass(frozen=True)
 class Figure:
-    """A value of one metric, in base units; `exact` figures (sizes, errors) have no interval."""
+    """A value of one metric, in base units; exact figures (sizes, errors) have no interval.
+
+    None: it could not be measured there, and a budget on it is undecided.
+    """
 
     metric: str
-    value: float
+    value: float | None
     interval: Interval | None
     runtime: str
     target: str | None = None
@@ -104,8 +107,13 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
             Figure, runtime=m.runtime, target=m.target, conclusive=m.conclusive, variant=m.variant
         )
         yield of("latency_p50", m.latency.p50, m.latency.p50_interval)
-        yield of("latency_p90", m.latency.p90, m.latency.p90_interval)
-        yield of("latency_p99", m.latency.p99, m.latency.p99_interval)
+        if m.latency.calls_per_sample == 1:
+            yield of("latency_p90", m.latency.p90, m.latency.p90_interval)
+            yield of("latency_p99", m.latency.p99, m.latency.p99_interval)
+        else:
+            # The slowest means of calls say little about the slowest calls.
+            yield of("latency_p90", None, None)
+            yield of("latency_p99", None, None)
         yield of("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)
@@ -143,7 +151,9 @@ def _check(budget: Budget, figure: Figure) -> Check:
     sign = "≤" if budget.max is not None else "≥"
     written = f"{sign} {units.format_quantity(limit, dimension)}"
     verdict = _verdict(figure, limit, upper=budget.max is not None)
-    shown = units.format_quantity(figure.value, dimension)
+    shown = "not measured there"
+    if figure.value is not None:
+        shown = units.format_quantity(figure.value, dimension)
     if figure.interval:
         low, high = (units.format_quantity(bound, dimension) for bound in figure.interval)
         shown += f" [{low}, {high}]"
@@ -168,6 +178,8 @@ def _verdict(figure: Figure, limit: float, *, upper: bool) -> Verdict:
     does. Where it does not, it fails only if the interval (sampling of that split) says that
     the difference is real; a handful of images is inconclusive.
     """
+    if figure.value is None:
+        return "inconclusive"
     within = figure.value <= limit if upper else figure.value >= limit
     if figure.metric == "accuracy_vs_baseline" and figure.interval:
         # The same samples, the same labels: worse is only what chance does not explain.

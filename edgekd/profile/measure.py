@@ -13,10 +13,9 @@ import numpy as np
 from edgekd.artifacts import read_json
 from edgekd.config.schema import Profile
 from edgekd.errors import StageError, UsageError
-from edgekd.profile.device.runtimes import RUNTIMES
 from edgekd.profile.statistics import Samples, speedup, summarise
 from edgekd.profile.targets import Target
-from edgekd.profile.transport import TRANSPORTS
+from edgekd.profile.transport import TRANSPORTS, formats
 from edgekd.progress import Progress
 from edgekd.results import Comparison, ExportedFile, Measurement, Memory, ProfileReport
 
@@ -72,17 +71,18 @@ def profile(
 
 
 def _entries(files: tuple[ExportedFile, ...], target: Target) -> list[Entry]:
+    opens = formats(target.transport)
     entries = [
         Entry(f"{target.name}/{runtime}/{file.name}", file, runtime, target)
         for runtime in target.runtimes
         for file in files
-        if file.format in RUNTIMES[runtime].formats
+        if file.format in opens.get(runtime, ())
     ]
     if not entries:
-        formats = sorted({file.format for file in files})
+        exported = sorted({file.format for file in files})
         raise UsageError(
             f"target {target.name!r} has the runtimes {', '.join(target.runtimes)}, which open none "
-            f"of the exported formats ({', '.join(formats)})",
+            f"of the exported formats ({', '.join(exported)})",
             where="export.formats",
         )
     return entries
@@ -108,6 +108,7 @@ def _on_device(
                     "parts": [str((root / part).resolve()) for part in entry.file.files],
                     "threads": target.threads,
                     "precision": target.precision,
+                    "variant": entry.file.variant,
                 }
                 for entry in entries
             ],
@@ -155,6 +156,7 @@ def _measurement(
             batch_size=result[phase]["batch_size"],
             steady=result[phase]["steady"],
             key=f"{entry.id}/{phase}",
+            calls=result[phase].get("calls_per_sample", 1),
         )
         for phase in ("latency", "throughput")
     )
@@ -169,22 +171,30 @@ def _measurement(
         target=entry.target.name,
         path=entry.file.path,
         precision=result["precision"],
-        threads=entry.target.threads,
+        threads=result.get("threads", entry.target.threads),
         provenance="measured",
         conclusive=result["latency"]["conclusive"] and result["throughput"]["conclusive"],
         latency=latency,
         throughput=batch / throughput.p50,
         throughput_interval=(batch / high, batch / low),
         throughput_latency=throughput,
-        memory=Memory(
-            peak_rss=result["peak_rss"],
-            baseline_rss=result["baseline_rss"],
-            model=max(0, result["peak_rss"] - result["baseline_rss"]),
-        ),
+        memory=_memory(result),
         size=entry.file.size,
         load=result["load"],
         first=result["first"],
         warmup=result["latency"]["warmup"],
+        parity_error=result.get("parity_error"),
+    )
+
+
+def _memory(result: dict[str, Any]) -> Memory:
+    peak, baseline = result["peak_rss"], result["baseline_rss"]
+    known = peak is not None and baseline is not None
+    return Memory(
+        peak_rss=peak,
+        baseline_rss=baseline,
+        model=max(0, peak - baseline) if known else None,
+        wasm_heap=result.get("wasm_heap"),
     )
 
 
@@ -221,6 +231,13 @@ def _slow_int8(measurements: list[Measurement], samples: dict[str, np.ndarray]) 
     return found
 
 
+def memory_ratio(a: Memory, b: Memory) -> float | None:
+    """What model a takes by what model b takes; None unless both were measured."""
+    if a.model is None or b.model is None:
+        return None
+    return max(1, a.model) / max(1, b.model)
+
+
 def _comparisons(
     measurements: list[Measurement], samples: dict[str, np.ndarray]
 ) -> list[Comparison]:
@@ -241,7 +258,7 @@ def _comparisons(
                     variant=student.variant,
                     speedup=ratio,
                     speedup_interval=interval,
-                    memory_ratio=max(1, teacher.memory.model) / max(1, student.memory.model),
+                    memory_ratio=memory_ratio(teacher.memory, student.memory),
                     compression=teacher.size / student.size,
                 )
             )

@@ -27,9 +27,11 @@ class Samples:
 
 
 def summarise(
-    samples: Samples, *, batch_size: int, steady: bool, key: str, seed: int = 0
+    samples: Samples, *, batch_size: int, steady: bool, key: str, calls: int = 1, seed: int = 0
 ) -> Latency:
     """p50, p90, p99 with 95 % intervals; `key` says where the samples are kept.
+
+    A sample is the mean of `calls` calls.
 
     Where the samples are too few to bound a quantile, the least or the greatest one stands in.
     """
@@ -58,6 +60,7 @@ def summarise(
         p99_interval=intervals[2],
         steady=steady,
         samples=key,
+        calls_per_sample=calls,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgekd.profile.device.runtimes import RUNTIMES
 from edgekd.profile.targets import Target
 from edgekd.registry import Registry
 
@@ -25,6 +26,15 @@ class Transport(Protocol):
         Paths in `plan` are this machine's; `edgekd.profile.parcel.pack` makes them portable.
         Raises StageError with the device's own words.
         """
+
+
+def formats(name: str) -> dict[str, tuple[str, ...]]:
+    """The runtimes that a transport can use, and the formats that each opens.
+
+    Those of the device part, unless the transport has a `runtimes` mapping of its own.
+    """
+    own: dict[str, tuple[str, ...]] | None = getattr(TRANSPORTS.get(name), "runtimes", None)
+    return own or {runtime.name: runtime.formats for runtime in RUNTIMES.values()}
 
 
 TRANSPORTS: Registry[type[Transport]] = Registry("transport", "edgekd.profile.transports")

@@ -209,7 +209,11 @@ def _comparison(contents: Contents, place: Place) -> Comparison | None:
 
 def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> Iterator[Row]:
     for label, attribute in (("p50", "p50"), ("p90", "p90"), ("p99", "p99")):
-        values = {role: _quantile(m.latency, attribute) for role, m in measured.items()}
+        values = {
+            role: _quantile(m.latency, attribute)
+            for role, m in measured.items()
+            if label == "p50" or m.latency.calls_per_sample == 1
+        }
         ratio = (against.speedup, against.speedup_interval) if against and label == "p50" else None
         yield _row(f"latency {label}", values, "speed", ratio, _unsettled(measured))
     batches = sorted({m.throughput_latency.batch_size for m in measured.values()})
@@ -218,17 +222,17 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
         {r: Value(m.throughput, "rate", m.throughput_interval) for r, m in measured.items()},
         "more",
     )
+    memory = _bytes({r: m.memory.model for r, m in measured.items()})
     yield _row(
-        "peak memory, model",
-        {r: Value(m.memory.model, "bytes") for r, m in measured.items()},
+        "peak memory, model" if memory else "peak memory, not measured",
+        memory,
         "less",
-        (against.memory_ratio, None) if against else None,
+        (against.memory_ratio, None) if against and against.memory_ratio is not None else None,
     )
-    yield _row(
-        "peak memory, process",
-        {r: Value(m.memory.peak_rss, "bytes") for r, m in measured.items()},
-        "less",
-    )
+    if processes := _bytes({r: m.memory.peak_rss for r, m in measured.items()}):
+        yield _row("peak memory, process", processes, "less")
+    if heaps := _bytes({r: m.memory.wasm_heap for r, m in measured.items()}):
+        yield _row("WebAssembly memory, with runtime", heaps, "less")
     yield _row(
         "file size",
         {r: Value(m.size, "bytes") for r, m in measured.items()},
@@ -237,6 +241,10 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
     )
     yield _row("cold load", {r: Value(m.load, "time") for r, m in measured.items()}, "speed")
     yield _row("first inference", {r: Value(m.first, "time") for r, m in measured.items()}, "speed")
+
+
+def _bytes(counts: dict[Role, int | None]) -> dict[Role, Value]:
+    return {role: Value(count, "bytes") for role, count in counts.items() if count is not None}
 
 
 def _quantile(latency: Latency, name: str) -> Value:

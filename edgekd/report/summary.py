@@ -13,7 +13,7 @@ from rich.text import Text
 
 from edgekd.report.checks import (
     gate_sentences,
-    measured,
+    measured_text,
     metric_name,
     parity_sentence,
     place,
@@ -103,7 +103,7 @@ def _budgets(gate: GateReport) -> Table:
         budgets.add_row(
             Text(f"{metric_name(check.metric)}, {place(check)}"),
             Text(check.limit),
-            Text(measured(check).text),
+            Text(measured_text(check)),
             Text(verdict_word(check.verdict), style=_STYLE[check.verdict]),
         )
     return budgets

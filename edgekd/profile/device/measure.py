@@ -30,7 +30,7 @@ from .intervals import quantile_interval
 
 Say = Callable[[dict[str, Any]], None]
 BLOCK_SECONDS = 0.03
-_STEADY_BLOCKS, _STEADY_SHARE = 4, 0.05
+STEADY_BLOCKS, STEADY_SHARE, WARM_UP_SECONDS = 4, 0.05, 2.0
 
 
 class MeasureError(Exception):
@@ -98,7 +98,7 @@ def _rounds(
     workers: list[_Worker], plan: dict[str, Any], phase: str, say: Say
 ) -> list[tuple[np.ndarray, np.ndarray, dict[str, Any]]]:
     """For every worker: seconds of each call, the round of each, and how it went."""
-    warm = _warm_up(workers, limit=min(2.0, plan["max_seconds"] / 2))
+    warm = _warm_up(workers, limit=min(WARM_UP_SECONDS, plan["max_seconds"] / 2))
     blocks: list[list[np.ndarray]] = [[] for _ in workers]
     spent = [0.0 for _ in workers]
     while True:
@@ -108,7 +108,7 @@ def _rounds(
             blocks[position].append(times)
             spent[position] += float(times.sum())
         medians = [np.array([np.median(block) for block in mine]) for mine in blocks]
-        widths = [_relative_width(values) for values in medians]
+        widths = [relative_width(values) for values in medians]
         narrow = [width < plan["interval"] for width in widths]
         say(
             {
@@ -130,7 +130,7 @@ def _rounds(
             {
                 "warmup": calls,
                 "conclusive": bool(done),
-                "steady": bool(settled and not _drifts(values, plan["interval"])),
+                "steady": bool(settled and not drifts(values, plan["interval"])),
             },
         )
         for mine, values, (calls, settled), done in zip(blocks, medians, warm, narrow, strict=True)
@@ -143,10 +143,10 @@ def _warm_up(workers: list[_Worker], limit: float) -> list[tuple[int, bool]]:
     calls, spent = [0 for _ in workers], [0.0 for _ in workers]
 
     def steady(values: list[float]) -> bool:
-        if len(values) < _STEADY_BLOCKS:
+        if len(values) < STEADY_BLOCKS:
             return False
-        last = values[-_STEADY_BLOCKS:]
-        return max(last) - min(last) <= _STEADY_SHARE * float(np.median(last))
+        last = values[-STEADY_BLOCKS:]
+        return max(last) - min(last) <= STEADY_SHARE * float(np.median(last))
 
     while not all(map(steady, medians)) and max(spent) < limit:
         for position, worker in enumerate(workers):
@@ -157,18 +157,19 @@ def _warm_up(workers: list[_Worker], limit: float) -> list[tuple[int, bool]]:
     return [(count, steady(values)) for count, values in zip(calls, medians, strict=True)]
 
 
-def _relative_width(medians: np.ndarray) -> float:
+def relative_width(medians: np.ndarray) -> float:
+    """Width of the 95 % interval of the blocks' median, as a share of it."""
     interval = quantile_interval(medians, 0.5)
     return float("inf") if interval is None else (interval[1] - interval[0]) / np.median(medians)
 
 
-def _drifts(medians: np.ndarray, interval: float) -> bool:
+def drifts(medians: np.ndarray, interval: float) -> bool:
     """Whether the first and the last third differ by more than noise of the asked width allows."""
     third = len(medians) // 3
     if third < 2:
         return False
     first, last = np.median(medians[:third]), np.median(medians[-third:])
-    return bool(abs(last - first) > max(_STEADY_SHARE, 2 * interval) * np.median(medians))
+    return bool(abs(last - first) > max(STEADY_SHARE, 2 * interval) * np.median(medians))
 
 
 class _Worker:
