@@ -203,8 +203,8 @@ def table(measured: list[dict]) -> str:
             "",
             f"ResNet-20 at 32×32, batch 1, one thread, limit {LIMIT}. A/B+N has a detour through N extra "
             f"channels. The true ratio is the mean of {TRUTH_LAUNCHES} launches (95 % interval). In "
-            "brackets: the 95 % Wilson interval of a share. The naive rule: each model once, 200 calls, median, "
-            f"limit {NAIVE_LIMIT}.",
+            "brackets: the 95 % Wilson interval of a share. The naive rule: each model once, 200 calls, "
+            f"median, limit {NAIVE_LIMIT}.",
             "",
             "| " + " | ".join(COLUMNS) + " |",
             "|---" * len(COLUMNS) + "|",
