@@ -32,8 +32,9 @@ from torch import nn
 
 from edgekd.config.schema import Budget, Export, Gate
 from edgekd.export.exporter import EXPORTERS, Source
-from edgekd.gate.baseline import compare, launches
-from edgekd.gate.budget import Figure, check_budgets
+from edgekd.gate.budget import check_budgets
+from edgekd.gate.figures import Figure
+from edgekd.gate.launches import compare, launches
 from edgekd.models.resolve import build
 from edgekd.pipeline.environment import environment
 from edgekd.profile.targets import find
@@ -85,7 +86,8 @@ def run(folder: Path, options: argparse.Namespace) -> None:
     if options.comparison != "A/A":
         channels = int(options.comparison.partition("+")[2])
         candidate = export(folder, "b", Slower(net, channels), options.runtime)
-    source = launches(candidate, baseline, options.runtime, target, example, 1)
+    taken = launches(candidate, baseline, options.runtime, target, example, 1)
+    source = (launch.latency for launch in taken)
     about = {"runtime": options.runtime, "comparison": options.comparison}
     condition = {**about, "busy": options.busy}
 

@@ -265,10 +265,11 @@ class ProfileReport(Record):
 class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
-    `limit` reads like "≤ 1 point".
+    `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one.
     """
 
     metric: str
+    label: str | None = None
     target: str | None
     runtime: str
     variant: Variant = "f32"

@@ -179,16 +179,30 @@ def _profile(config: Config, base: Path) -> dict[str, Any]:
 
 def _gate(config: Config, base: Path) -> dict[str, Any]:
     part = config.gate.model_dump(mode="json")
+    if config.gate.metrics is not None:
+        from edgekd.models.resolve import fingerprint
+
+        part["metrics_source"] = fingerprint(config.gate.metrics, base, where="gate.metrics")
     if config.gate.baseline is not None:
-        # What the baseline's run holds, wherever it lies.
-        baseline = Run.open(base / Path(config.gate.baseline).expanduser()).manifest
-        part["baseline"] = {
-            path: artifact.sha256
-            for name in ("export", "quantize", "verify", "profile")
-            if name in baseline.stages
-            for path, artifact in baseline.stages[name].artifacts.items()
-        }
+        part["baseline"] = _baseline(config, base)
     return part
+
+
+def _baseline(config: Config, base: Path) -> dict[str, str]:
+    """What the baseline holds, wherever it lies."""
+    from edgekd.export.parts import model_parts
+    from edgekd.gate.stage import baseline_path
+
+    path = baseline_path(config.gate, base)
+    if path.is_file():
+        return {part.name: sha256_file(part) for part in model_parts(path)}
+    manifest = Run.open(path).manifest
+    return {
+        name: artifact.sha256
+        for stage in ("export", "quantize", "verify", "profile")
+        if stage in manifest.stages
+        for name, artifact in manifest.stages[stage].artifacts.items()
+    }
 
 
 def _report(config: Config, base: Path) -> dict[str, Any]:
@@ -239,7 +253,7 @@ LINE: tuple[Stage, ...] = (
         shareable=True,
     ),
     Stage("profile", 2, _profile, _FILES, "profile", tools=_RUNTIMES),
-    Stage("gate", 2, _gate, ("verify/*", "profile/profile.json"), "gate"),
+    Stage("gate", 3, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
     Stage("report", 2, _report, ("*/*",), ""),
 )
 
