@@ -143,7 +143,7 @@ def answers(seed: int, noise: float = 0.0) -> np.ndarray:
     with torch.no_grad():
         for parameter in module.parameters():
             scale = noise * parameter.square().mean().sqrt()
-            parameter += scale * torch.randn(parameter.shape, generator=generator)
+            parameter.add_(scale * torch.randn(parameter.shape, generator=generator))
         logits = predict(module, dataset, dataset.test).numpy()
     right: np.ndarray = logits.argmax(1) == dataset.labels[dataset.test]
     return right

@@ -171,6 +171,15 @@ class Distill(Training):
     def _something_to_learn(self) -> Distill:
         if self.alpha == 0 and not self.methods.entries:
             raise ValueError("alpha is 0 and methods is empty: there is no loss to train with")
+        alone = max((method.alone for method in self.methods.entries), default=0)
+        if alone >= self.epochs:
+            raise ValueError(
+                f"a method is alone for {alone} epochs, which leaves none of {self.epochs} for the rest"
+            )
+        if self.alpha == 0 and all(method.alone for method in self.methods.entries):
+            raise ValueError(
+                "alpha is 0 and every method is `alone`: then there is no loss any more"
+            )
         return self
 
 
