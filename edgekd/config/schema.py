@@ -356,6 +356,9 @@ class Gate(Section):
         "fail", description="An undecided budget: exit code 4, or only a warning, or silence."
     )
     budgets: list[Budget] = Field(default_factory=list)
+    max_seconds: NonNegative = Field(
+        60.0, description="Measure again for this long in all while a budget on time is undecided."
+    )
     baseline: str | None = Field(
         None,
         description="A run folder, or a .onnx or .xml file: it is measured beside the student, in turns. "

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgekd.config.schema import Gate
 from edgekd.errors import UsageError
-from edgekd.gate.budget import check_budgets
+from edgekd.gate.again import settle
 from edgekd.gate.figures import Figure, figures
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import Context
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> None:
     """Write `gate.json`. The exit code is in it; a broken budget is a result, not an error."""
-    check_budgets(context.config.gate, _figures(context)).write(context.folder / "gate.json")
+    settle(context, list(_figures(context))).write(context.folder / "gate.json")
 
 
 def baseline_path(gate: Gate, base: Path) -> Path:
