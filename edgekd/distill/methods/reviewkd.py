@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -49,9 +49,9 @@ class ReviewKD(FeatureMethod):
         from edgekd.distill.regressors import matched
 
         losses, residual = [], None
-        for abf, (f_s, f_t) in reversed(
-            list(zip(fusions, self.pairs(student, teacher), strict=True))
-        ):
+        stages = zip(fusions, self.pairs(student, teacher), strict=True)
+        for module, (f_s, f_t) in reversed(list(stages)):
+            abf = cast("nn.ModuleDict", module)
             x = abf["reduce"](f_s)
             if residual is not None:
                 y = interpolate(residual, x.shape[2:], mode="nearest")
