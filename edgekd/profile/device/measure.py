@@ -87,7 +87,9 @@ def _try(model: dict[str, Any], plan: dict[str, Any], do: str, **request: Any) -
     """One request to a process of its own."""
     try:
         with _worker(model, plan["inputs"]) as worker:
-            about = worker.load if do == "operators" else {k: model[k] for k in ("runtime", "threads")}
+            about = (
+                worker.load if do == "operators" else {k: model[k] for k in ("runtime", "threads")}
+            )
             return worker.ask(do=do, **about, **request)
     except MeasureError as error:
         return {"error": str(error)}

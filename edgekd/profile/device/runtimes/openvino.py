@@ -53,7 +53,9 @@ class OpenVino:
         compiled = _compile(path, threads, precision, PERF_COUNT=True)
         request = compiled.create_infer_request()
         request.set_input_tensor(_private(x))
-        cold = len(repeat(lambda: request.infer(share_outputs=True), seconds / 10, least=2, most=500))
+        cold = len(
+            repeat(lambda: request.infer(share_outputs=True), seconds / 10, least=2, most=500)
+        )
         before = _counters(request)
         times = repeat(lambda: request.infer(share_outputs=True), seconds, least=5, most=20_000)
         after = _counters(request)
@@ -67,7 +69,9 @@ class OpenVino:
                     info["layerType"],
                     kernel=info["primitiveType"],
                     # What the inferences after the first, slow ones took.
-                    seconds=max(0.0, (calls * after[name] - cold * before.get(name, 0)) / len(times))
+                    seconds=max(
+                        0.0, (calls * after[name] - cold * before.get(name, 0)) / len(times)
+                    )
                     if name in after
                     else None,
                     inputs=inputs,
