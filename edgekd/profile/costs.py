@@ -17,6 +17,7 @@ from edgekd.errors import StageError
 from edgekd.results import Costs
 
 if TYPE_CHECKING:
+    import numpy as np
     import onnx
 
 Shape = tuple[int, ...]
@@ -57,6 +58,8 @@ _PER_INPUT = {
 }  # fmt: skip
 # Elementwise: the output can take the place of an input that nothing else reads.
 _IN_PLACE = set(_PER_OUTPUT)
+# What the exporter calls the place of what it adds for its own sake.
+_NO_MODULE = "_empty_nn_module_stack"
 _SCALES = ("scale_", "zero_point_")
 _MOST_NODES = 100_000
 
@@ -225,7 +228,42 @@ def _shapes(model: onnx.ModelProto, batch_size: int) -> tuple[dict[str, Shape], 
     for weight in graph.initializer:
         shapes[weight.name] = tuple(weight.dims)
         widths[weight.name] = _width(weight.data_type)
+    missing = [n for node in graph.node for n in node.output if n and n not in shapes]
+    if missing and not any(w.external_data for w in graph.initializer):
+        for name, array in zip(missing, _run(model, missing), strict=True):
+            shapes[name], widths[name] = array.shape, array.dtype.itemsize
     return shapes, widths
+
+
+def _run(model: onnx.ModelProto, names: list[str]) -> list[np.ndarray]:
+    """The values of tensors for an input of zeros: some shapes are only known by running."""
+    import numpy as np
+    import onnx
+    import onnxruntime
+
+    watched = onnx.ModelProto()
+    watched.CopyFrom(model)
+    known = {entry.name for entry in watched.graph.output}
+    watched.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name) for name in names if name not in known
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(
+        watched.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    weights = {weight.name for weight in model.graph.initializer}
+    feed = {
+        entry.name: np.zeros(
+            [dim.dim_value for dim in entry.type.tensor_type.shape.dim],
+            onnx.helper.tensor_dtype_to_np_dtype(entry.type.tensor_type.elem_type),
+        )
+        for entry in model.graph.input
+        if entry.name not in weights
+    }
+    values: list[np.ndarray] = session.run(names, feed)
+    return values
 
 
 def _width(type: int) -> float:
@@ -306,8 +344,8 @@ def _module(node: onnx.NodeProto, roots: dict[str, frozenset[str]]) -> str | Non
     written = {entry.key: entry.value for entry in node.metadata_props}
     try:
         scopes = ast.literal_eval(written["pkg.torch.onnx.name_scopes"])
-        module = str(scopes[-2])
-    except (KeyError, ValueError, SyntaxError, IndexError, TypeError):
+        module = "" if scopes[-2].startswith(_NO_MODULE) else str(scopes[-2])
+    except (KeyError, ValueError, SyntaxError, IndexError, TypeError, AttributeError):
         return None
     parent = module.rpartition(".")[0]
     for name in node.input:

@@ -13,7 +13,7 @@ from edgekd.report.contents import ROLES, Contents
 from edgekd.report.plots import Plot
 from edgekd.results import Operator, OperatorProfile, OperatorsReport, Role, Roofline
 
-_MOST_BARS = 8
+_MOST_BARS = 8  # of each model
 _MOST_LISTED = 40
 _MOST_PLACES = 8
 _MOST_POINTS = 6
@@ -51,6 +51,12 @@ def section(contents: Contents) -> Section | None:
     pairs = list(_pairs(found))
     shown = pairs[:_MOST_PLACES]
     notes = list(report.notes)
+    notes += [
+        f"The {c.role} ({c.variant}) has operators without a formula, counted as one operation per "
+        f"element: {', '.join(c.guessed)}."
+        for c in report.costs
+        if c.guessed
+    ]
     if len(pairs) > len(shown):
         notes.append(f"Plotted: {len(shown)} of {len(pairs)} pairs; operators.json has all.")
     return Section(
@@ -78,15 +84,15 @@ def _explanation(found: list[OperatorProfile]) -> str:
     mapped = min((p.mapped for p in found), default=None)
     if mapped is None:
         return text
-    return f"{text} At least {mapped:.0%} of the operators' time is mapped to PyTorch modules."
+    share = "All" if mapped > 0.995 else f"At least {mapped:.0%}"
+    return f"{text} {share} of the operators' time is mapped to PyTorch modules."
 
 
 def _paper(report: OperatorsReport) -> Iterator[tuple[str, ...]]:
     for c in report.costs:
-        guessed = f" (one per element of {', '.join(c.guessed)})" if c.guessed else ""
         yield (
             f"{c.role}, {c.variant}, batch {c.batch_size}",
-            format_quantity(c.flops, "flop") + guessed,
+            format_quantity(c.flops, "flop"),
             format_quantity(c.weight_bytes, "bytes"),
             format_quantity(c.moved_bytes, "bytes"),
             f"{c.flops / max(1, c.moved_bytes):.3g}",
@@ -112,9 +118,10 @@ def _plots(
 ) -> Iterator[Plot]:
     p = pair.get("student") or pair["teacher"]
     where = f"{p.runtime} on {p.target}" + ("" if p.variant == "f32" else f", {p.variant} student")
-    yield _by(pair, lambda o: o.type, f"Time by kind of operator, {where}", f"{name}-types")
+    types = {role: by(profile, lambda o: o.type) for role, profile in pair.items()}
+    yield _compared(types, f"Time by kind of operator, {where}", f"{name}-types")
     if any(o.module is not None for p in pair.values() for o in p.operators):
-        yield _by(pair, module_name, f"Time by module, {where}", f"{name}-modules")
+        yield _by_module(pair, f"Time by module, {where}", f"{name}-modules")
     roof = next(
         (r for r in report.rooflines if (r.target, r.runtime) == (p.target, p.runtime)), None
     )
@@ -141,11 +148,24 @@ def by(profile: OperatorProfile, key: Callable[[Operator], str]) -> list[Share]:
     return [*found, Share(BETWEEN, 0, rest, rest / whole)]
 
 
-def _by(
-    pair: dict[Role, OperatorProfile], key: Callable[[Operator], str], title: str, name: str
-) -> Plot:
+def _by_module(pair: dict[Role, OperatorProfile], title: str, name: str) -> Plot:
+    """Modules as deep as few enough of them allow: whole blocks of a deep network."""
+    modules = {}
+    for role, profile in pair.items():
+        names = {module_name(o) for o in profile.operators}
+        depths = range(max(text.count(".") for text in names) + 1, 0, -1)
+        depth = next((d for d in depths if len({_cut(n, d) for n in names}) <= _MOST_BARS), 1)
+        modules[role] = by(profile, lambda o, depth=depth: _cut(module_name(o), depth))
+    return _compared(modules, title, name)
+
+
+def _cut(module: str, depth: int) -> str:
+    return ".".join(module.split(".")[:depth])
+
+
+def _compared(shares: dict[Role, list[Share]], title: str, name: str) -> Plot:
     """Names of either model, the largest share of any first; the rest folded into one."""
-    sides = {role: {share.name: share for share in by(p, key)} for role, p in pair.items()}
+    sides = {role: {share.name: share for share in mine} for role, mine in shares.items()}
 
     def largest(entry: str) -> float:
         return max(side[entry].share for side in sides.values() if entry in side)
@@ -154,8 +174,8 @@ def _by(
         {entry for side in sides.values() for entry in side if entry != BETWEEN},
         key=lambda entry: (-largest(entry), entry),
     )
-    plotted = [*_folded(names, sides, _MOST_BARS), (BETWEEN, [BETWEEN])]
-    listed = [*_folded(names, sides, _MOST_LISTED), (BETWEEN, [BETWEEN])]
+    plotted = [*_folded(names, 2 * _MOST_BARS), (BETWEEN, [BETWEEN])]
+    listed = [*_folded(names, _MOST_LISTED), (BETWEEN, [BETWEEN])]
 
     def cells(role: Role, entries: list[str]) -> tuple[str, str, str]:
         mine = [sides[role][e] for e in entries if e in sides.get(role, {})]
@@ -186,9 +206,7 @@ def _by(
     )
 
 
-def _folded(
-    names: list[str], sides: dict[Role, dict[str, Share]], most: int
-) -> list[tuple[str, list[str]]]:
+def _folded(names: list[str], most: int) -> list[tuple[str, list[str]]]:
     """(label, names) of the first ones; the others as one entry, if they are several."""
     kept = names if len(names) <= most else names[: most - 1]
     rest = names[len(kept) :]
