@@ -100,8 +100,8 @@ def read_graph(path: Path, batch_size: int = 1) -> Graph:
 
     try:
         model = onnx.load(path, load_external_data=False)
-        if len(model.graph.node) > _MOST_NODES:
-            raise ValueError(f"{len(model.graph.node)} nodes")
+        if not 0 < len(model.graph.node) <= _MOST_NODES:
+            raise ValueError(f"it has {len(model.graph.node)} operators")
         shapes, widths = _shapes(model, batch_size)
         return _graph(model.graph, shapes, widths)
     except Exception as error:
@@ -184,7 +184,9 @@ def _inherited(
     """Whose memory an output takes over."""
     activations = [name for name in node.inputs if name and name not in graph.weights]
     if node.type in _VIEWS and activations:
-        return place.get(activations[0], activations[0])
+        home = place.get(activations[0], activations[0])
+        if graph.bytes.get(output, 0) <= size.get(home, 0):
+            return home
     if node.type not in _IN_PLACE:
         return None
     for name in activations:
@@ -289,9 +291,9 @@ def _graph(graph: onnx.GraphProto, shapes: dict[str, Shape], widths: dict[str, f
     nodes: list[Node] = []
     guessed: dict[str, None] = {}
     for entry in graph.node:
-        inputs = [name for name in entry.input if name]
-        if entry.op_type != "Shape" and all(name in roots for name in inputs):
-            origin = frozenset(root for name in inputs for root in roots[name])
+        read = [name for name in entry.input if name]
+        if all(name in roots for name in read):
+            origin = frozenset(root for name in read for root in roots[name])
             for name in entry.output:
                 roots[name] = origin
                 sizes[name] = sum(stored[root] for root in origin)
@@ -307,21 +309,25 @@ def _graph(graph: onnx.GraphProto, shapes: dict[str, Shape], widths: dict[str, f
             )
         )  # fmt: skip
     outputs = tuple(entry.name for entry in graph.output)
-    _narrow(nodes, sizes, outputs)
+    inputs = tuple(entry.name for entry in graph.input if entry.name not in stored)
+    _narrow(nodes, sizes, {*inputs, *outputs})
     used = {root for node in nodes for name in node.inputs for root in roots.get(name, ())}
     return Graph(
         tuple(nodes),
         sizes,
         frozenset(roots),
         sum(stored[name] for name in used),
-        tuple(entry.name for entry in graph.input if entry.name not in stored),
+        inputs,
         outputs,
         tuple(guessed),
     )
 
 
-def _narrow(nodes: list[Node], sizes: dict[str, int], outputs: tuple[str, ...]) -> None:
-    """What is only quantized next is never stored wider: every runtime fuses that."""
+def _narrow(nodes: list[Node], sizes: dict[str, int], callers: set[str]) -> None:
+    """What is only quantized next is never stored wider: every runtime fuses that.
+
+    The model's own inputs and outputs, `callers`, stay what they are.
+    """
     readers: dict[str, int] = {}
     for node in nodes:
         for name in node.inputs:
@@ -330,8 +336,9 @@ def _narrow(nodes: list[Node], sizes: dict[str, int], outputs: tuple[str, ...]) 
         if node.type in ("DequantizeLinear", "QuantizeLinear", "Relu", "Clip"):
             source, result = node.inputs[0], node.outputs[0]
             if node.type == "DequantizeLinear":
-                sizes[result] = min(sizes.get(result, 0), sizes.get(source, 0))
-            elif readers[source] == 1 and source not in outputs:
+                if result not in callers:
+                    sizes[result] = min(sizes.get(result, 0), sizes.get(source, 0))
+            elif readers[source] == 1 and source not in callers:
                 sizes[source] = min(sizes.get(source, 0), sizes.get(result, 0))
 
 

@@ -156,7 +156,7 @@ def _reason(error: ValueError) -> str:
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"[:300]
-    return (str(error).strip().splitlines() or [""])[0][:300]
+    return " ".join(str(error).split())[:300]
 
 
 def attribute(executed: tuple[Executed, ...], graph: Graph | None) -> tuple[Operator, ...]:
