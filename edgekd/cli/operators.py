@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,11 @@ from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekd.results import OperatorProfile
+
+
+_NUMBERS = ("time", "share", "operations", "speed")
+# In a pipe or a log there is no width to fit.
+_WIDTH_OF_A_LOG = 160
 
 
 @click.command("operators")
@@ -82,13 +88,13 @@ def _print(profile: OperatorProfile, top: int) -> None:
             o.name,
         )
         table.add_row(*map(Text, cells))
-    Console(width=None if click.get_text_stream("stdout").isatty() else 160).print(table)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_WIDTH_OF_A_LOG)
+    console.print(table)
     rest = sum(o.seconds for o in ordered[top:])
     others = f", {len(ordered) - top} more take {format_quantity(rest, 'time')}" if rest else ""
     click.echo(
         f"{format_quantity(total, 'time')} in {len(ordered)} operators{others}; the whole inference "
         f"under the profiler {format_quantity(profile.wall, 'time')}\n"
     )
-
-
-_NUMBERS = ("time", "share", "operations", "speed")

@@ -379,7 +379,8 @@ def _flops(node: onnx.NodeProto, shapes: dict[str, Shape]) -> float | None:
         if node.op_type in _PER_INPUT:
             return _PER_INPUT[node.op_type] * math.prod(shapes[node.input[0]])
         if node.op_type in ("AveragePool", "MaxPool", "LpPool"):
-            return math.prod(_attribute(node, "kernel_shape")) * math.prod(shapes[node.output[0]])
+            window: list[int] = _attribute(node, "kernel_shape")
+            return math.prod(window) * math.prod(shapes[node.output[0]])
     except (KeyError, IndexError):
         pass
     return None

@@ -82,9 +82,9 @@ def operators_report(
     for target, entries, result, provenance in said:
         for file, runtime in entries:
             # The layers of a quantized file bear the names of the original's.
-            graph = graphs.get((file.role, file.variant)) or graphs.get((file.role, "f32"))
+            made_of = graphs.get((file.role, file.variant)) or graphs.get((file.role, "f32"))
             words = _section(result, "operators").get(f"{target}/{runtime}/{file.name}")
-            profiles.append(_profile(file, runtime, target, batch_size, words, graph))
+            profiles.append(_profile(file, runtime, target, batch_size, words, made_of))
         for name, words in _section(result, "rooflines").items():
             try:
                 rooflines.append(_roofline(target, provenance, words))
@@ -113,7 +113,8 @@ def _profile(
     graph: Graph | None,
 ) -> OperatorProfile:
     """One file's operators; with the reason instead where there are none."""
-    runs, wall, operators, reason = 0, 0.0, (), ""
+    runs, wall, reason = 0, 0.0, ""
+    operators: tuple[Operator, ...] = ()
     try:
         trace = _Trace.model_validate(_told(words))
     except ValueError as error:

@@ -155,8 +155,12 @@ def _by_module(pair: dict[Role, OperatorProfile], title: str, name: str) -> Plot
         names = {module_name(o) for o in profile.operators}
         depths = range(max(text.count(".") for text in names) + 1, 0, -1)
         depth = next((d for d in depths if len({_cut(n, d) for n in names}) <= _MOST_BARS), 1)
-        modules[role] = by(profile, lambda o, depth=depth: _cut(module_name(o), depth))
+        modules[role] = by(profile, _module_cut_to(depth))
     return _compared(modules, title, name)
+
+
+def _module_cut_to(depth: int) -> Callable[[Operator], str]:
+    return lambda operator: _cut(module_name(operator), depth)
 
 
 def _cut(module: str, depth: int) -> str:

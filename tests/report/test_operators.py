@@ -72,7 +72,8 @@ def test_both_models_are_there_by_kind_and_by_module_and_on_the_roofline(run):
     assert "192 KiB" in text
     assert "17 others" not in text
     # 15 convolutions of 20 to 34 µs: 405 µs of 600.
-    assert "15 405 µs 67.5%" in text
+    for cell in ("405 µs", "67.5%"):
+        assert cell in text
     assert "matrix products 180 GFLOP/s in f32; copies" in text
     assert "int8" not in text.split("matrix products")[1][:60]
     assert "counted as one operation per element: Det." in text
@@ -82,7 +83,7 @@ def test_deep_networks_are_shown_by_their_blocks(run):
     text = words(page(run))
     for block in ("layer0", "layer1", "layer2", "fc", "(the model itself)", "(unknown)"):
         assert block in text
-    assert "layer0.0.conv1: Conv" in text  # on the roofline, in full
+    assert "teacher, layer2.14.conv1: Conv" in text  # on the roofline, in full
 
 
 def test_shares_are_of_the_whole_inference_and_add_up_to_it():
