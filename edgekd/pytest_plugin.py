@@ -92,8 +92,8 @@ def _figures(
         size=sum(part.stat().st_size for part in parts),
         seconds=0.0,
     )
-    settings = settings.model_copy(update={"batch_size": len(inputs)})
-    report, _ = profile(
+    settings = settings.model_copy(update={"batch_size": len(inputs), "operators": False})
+    report, _, _ = profile(
         (file,),
         [device.model_copy(update={"runtimes": [runtime]})],
         settings,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.artifacts import read_json, write_json
 from edgekd.errors import UsageError
@@ -286,3 +286,90 @@ class GateReport(Record):
     verdict: Verdict
     exit_code: int
     checks: tuple[Check, ...]
+
+
+class Costs(Record):
+    """What one file's graph asks for at `batch_size`, whoever runs it. Sizes in the file's types.
+
+    `moved_bytes` is read and written when no operators are fused; `peak_activation_bytes` the most
+    that lives at once in the file's order. `guessed` are operator types without a formula, counted
+    as one operation per element.
+    """
+
+    role: Role
+    variant: Variant = "f32"
+    path: str
+    batch_size: int
+    flops: float
+    weight_bytes: int
+    moved_bytes: int
+    peak_activation_bytes: int
+    guessed: tuple[str, ...]
+
+
+class Operator(Record):
+    """One operator as the runtime executed it; `nodes` are the file's operators that it does.
+
+    `module` is where most of them come from in PyTorch: a dotted path, "" the model itself, None
+    unknown. `flops` and `bytes` are theirs together, None where no operator of the file is known.
+    """
+
+    name: str = Field(max_length=1000)
+    type: str = Field(max_length=200)
+    kernel: str = Field("", max_length=200)
+    module: str | None
+    seconds: float = Field(ge=0)
+    flops: float | None
+    bytes: int | None
+    nodes: tuple[str, ...]
+
+
+class OperatorProfile(Record):
+    """One file in one runtime on one target, operator by operator; mean seconds per inference.
+
+    `wall` is the whole inference while the runtime's profiler watches, which makes it slower than
+    the measured latency. Without operators, `error` says why.
+    """
+
+    role: Role
+    format: str
+    variant: Variant = "f32"
+    runtime: str
+    target: str
+    batch_size: int
+    runs: int = Field(ge=0)
+    wall: float = Field(ge=0)
+    operators: tuple[Operator, ...]
+    error: str = ""
+
+    @property
+    def mapped(self) -> float:
+        """The share of the operators' time whose PyTorch module is known."""
+        total = sum(o.seconds for o in self.operators)
+        known = sum(o.seconds for o in self.operators if o.module is not None)
+        return known / total if total else 0.0
+
+
+class Roofline(Record):
+    """What a target does at most in a runtime: FLOP/s by precision, bytes/s of copies.
+
+    `bandwidth` is that of the memory, `cache_bandwidth` that of the caches. `measured` is when.
+    """
+
+    target: str
+    runtime: str
+    threads: int
+    flops: dict[str, float]
+    bandwidth: float = Field(gt=0)
+    cache_bandwidth: float = Field(gt=0)
+    measured: str = Field(max_length=40)
+    provenance: Provenance
+
+
+class OperatorsReport(Record):
+    """`profile/operators.json`; `notes` say what is not available, and why."""
+
+    costs: tuple[Costs, ...]
+    profiles: tuple[OperatorProfile, ...]
+    rooflines: tuple[Roofline, ...]
+    notes: tuple[str, ...]

@@ -245,6 +245,9 @@ class Profile(Section):
     )
     min_seconds: Positive = Field(0.5, description="Measure each model at least this long.")
     max_seconds: Positive = Field(10.0, description="Then give up: the result is inconclusive.")
+    operators: bool = Field(
+        True, description="Afterwards also time every operator, and the device's roofline."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Profile:

@@ -65,11 +65,16 @@ def _measure(context: Context, place: Place, seconds: float) -> list[Figure]:
     context.progress.say(f"  undecided: {runtime} on {name} is measured again for {seconds:.0f} s")
     longer = settings.model_copy(
         # No interval is narrow enough: the time is to be used.
-        update={"interval": 1e-6, "min_seconds": seconds, "max_seconds": seconds}
+        update={
+            "interval": 1e-6,
+            "min_seconds": seconds,
+            "max_seconds": seconds,
+            "operators": False,
+        }
     )
     dataset = context.dataset
     most = max(settings.batch_size, settings.throughput_batch_size)
-    report, samples = profile(
+    report, samples, _ = profile(
         files, [target], longer, dataset.tensor(dataset.test[:most]).numpy(),
         root=context.run.path, progress=context.progress,
     )  # fmt: skip

@@ -20,6 +20,7 @@ from edgekd.results import (
     GateReport,
     History,
     ModelCard,
+    OperatorsReport,
     ProfileReport,
     QuantizeReport,
     Record,
@@ -126,6 +127,12 @@ class Run:
     def profile(self) -> ProfileReport:
         """Latency, throughput and memory."""
         return ProfileReport.read(self.path / "profile/profile.json")
+
+    @property
+    def operators(self) -> OperatorsReport | None:
+        """Where the time goes, or None when the profile did not look."""
+        path = self.path / "profile/operators.json"
+        return OperatorsReport.read(path) if path.exists() else None
 
     @property
     def gate(self) -> GateReport:

@@ -14,11 +14,19 @@ from edgekd.artifacts import read_json
 from edgekd.config.schema import Profile
 from edgekd.errors import StageError, UsageError
 from edgekd.profile.device.runtimes import RUNTIMES
+from edgekd.profile.operators import Said, operators_report
 from edgekd.profile.statistics import Samples, speedup, summarise
 from edgekd.profile.targets import Target
 from edgekd.profile.transport import TRANSPORTS
 from edgekd.progress import Progress
-from edgekd.results import Comparison, ExportedFile, Measurement, Memory, ProfileReport
+from edgekd.results import (
+    Comparison,
+    ExportedFile,
+    Measurement,
+    Memory,
+    OperatorsReport,
+    ProfileReport,
+)
 
 
 @dataclass(frozen=True)
@@ -39,10 +47,11 @@ def profile(
     *,
     root: Path,
     progress: Progress,
-) -> tuple[ProfileReport, dict[str, np.ndarray]]:
+) -> tuple[ProfileReport, dict[str, np.ndarray], OperatorsReport | None]:
     """Measure `files` (paths below `root`) on every target, with `example` inputs (n, …) float32.
 
-    Returns the report and all samples (seconds, and the round of each) by name.
+    Returns the report, all samples (seconds, and the round of each) by name, and where the time
+    goes if the settings ask for it.
     Raises UsageError when a target's runtimes open none of the files, StageError when a model
     cannot be measured.
     """
@@ -51,6 +60,7 @@ def profile(
     environment: dict[str, dict[str, object]] = {}
     warnings: list[str] = []
     samples: dict[str, np.ndarray] = {}
+    said: list[Said] = []
     for target in targets:
         entries = _entries(files, target)
         result, measured = _on_device(entries, target, settings, example, root, progress)
@@ -59,6 +69,8 @@ def profile(
         samples |= measured
         here = [_measurement(entry, result["models"][entry.id], measured) for entry in entries]
         measurements += here
+        pairs = [(entry.file, entry.runtime) for entry in entries]
+        said.append((target.name, pairs, result, here[0].provenance))
         warnings += [text for m in here for text in _doubts(m)]
         comparisons += _comparisons(here, measured)
         warnings += _slow_int8(here, measured)
@@ -68,7 +80,10 @@ def profile(
         environment=environment,
         warnings=tuple(warnings),
     )
-    return report, samples
+    operators = None
+    if settings.operators:
+        operators = operators_report(files, said, root, settings.batch_size)
+    return report, samples, operators
 
 
 def _entries(files: tuple[ExportedFile, ...], target: Target) -> list[Entry]:

@@ -153,7 +153,20 @@ def _models(contents: Contents) -> Group:
         rows.append(_row("parameters", parameters, "size"))
         tests = {role: trained.training.test for role, trained in contents.models.items()}
         rows.append(_accuracy_row("test accuracy, PyTorch", tests))
+    rows += _on_paper(contents)
     return Group("models", "before export", tuple(rows))
+
+
+def _on_paper(contents: Contents) -> Iterator[Row]:
+    """What the float32 graphs ask for, per inference of the profile's batch."""
+    paper = [
+        c for c in (contents.operators.costs if contents.operators else ()) if c.variant == "f32"
+    ]
+    if paper:
+        flops = {c.role: Value(c.flops, "flop") for c in paper}
+        yield _row("operations per inference", flops, "less")
+        live = {c.role: Value(c.peak_activation_bytes, "bytes") for c in paper}
+        yield _row("activations, least memory", live, "less")
 
 
 def _places(contents: Contents) -> list[Place]:

@@ -7,7 +7,9 @@ The procedure, for the models of one runtime:
 4. the end: when for every model the 95 % interval of the median, from the medians of its blocks
    as independent observations (order statistics), is narrower than asked, and the least time was
    spent; or when the time is up, which makes it inconclusive;
-5. the same with a larger batch, for the throughput.
+5. the same with a larger batch, for the throughput;
+6. where the plan asks for it, when all of this is over and in processes of their own: the time of
+   every operator, and what the device can do at most. These may fail; the rest stands.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from .intervals import quantile_interval
 Say = Callable[[dict[str, Any]], None]
 BLOCK_SECONDS = 0.03
 _STEADY_BLOCKS, _STEADY_SHARE = 4, 0.05
+_OPERATOR_SECONDS = 0.5
 
 
 class MeasureError(Exception):
@@ -43,7 +46,7 @@ def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
     `plan`: `models` (list of id, runtime, path, threads, precision; `parts`, all files that the
     model consists of, is for who sends it), `inputs` (an .npy file),
     `batch_size`, `throughput_batch_size`, `interval`, `min_seconds`, `max_seconds`; `phases`
-    (default latency and throughput).
+    (default latency and throughput); `operators` (default false).
     Raises MeasureError.
     """
     environment = describe()
@@ -53,14 +56,43 @@ def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
         models = [model for model in plan["models"] if model["runtime"] == runtime]
         _measure_together(models, plan, say, results, samples)
     after = state()
+    extra = _anatomy(plan) if plan.get("operators") else {}
     result = {
         "models": results,
+        **extra,
         "environment": {**environment, "state_after": after},
         "warnings": complaints(environment["state"], after, environment["usable_cores"]),
     }
     with (folder / "samples.npz").open("wb") as file:
         np.savez(file, **samples)  # type: ignore[arg-type]
     (folder / "result.json").write_text(json.dumps(result, indent=2))
+
+
+def _anatomy(plan: dict[str, Any]) -> dict[str, Any]:
+    """`operators` by model and `rooflines` by "runtime/threads"; {"error": …} for what failed."""
+    seconds = min(_OPERATOR_SECONDS, plan["max_seconds"])
+    operators, rooflines = {}, {}
+    for model in plan["models"]:
+        operators[model["id"]] = _try(
+            model, plan, do="operators", batch_size=plan["batch_size"], seconds=seconds
+        )
+        name = f"{model['runtime']}/{model['threads']}"
+        if name not in rooflines:
+            precisions = sorted({model["precision"], "int8"})
+            rooflines[name] = _try(model, plan, do="roofline", precisions=precisions)
+    return {"operators": operators, "rooflines": rooflines}
+
+
+def _try(model: dict[str, Any], plan: dict[str, Any], do: str, **request: Any) -> dict[str, Any]:
+    """One request to a process of its own."""
+    try:
+        with _worker(model, plan["inputs"]) as worker:
+            about = (
+                worker.load if do == "operators" else {k: model[k] for k in ("runtime", "threads")}
+            )
+            return worker.ask(do=do, **about, **request)
+    except MeasureError as error:
+        return {"error": str(error)}
 
 
 def _measure_together(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from . import memory
+from .roofline import measure_roofline
 from .runtimes import RUNTIMES, Session
 
 
@@ -42,6 +43,11 @@ def _private_output() -> Any:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
+
+
+def _batch(inputs: np.ndarray, size: int) -> np.ndarray:
+    """The first samples, repeated to the batch size."""
+    return np.ascontiguousarray(np.resize(inputs, (size, *inputs.shape[1:])))
 
 
 class _Worker:
@@ -69,7 +75,7 @@ class _Worker:
 
     def bind(self, batch_size: int) -> dict[str, Any]:
         """Use the first samples, repeated to the batch size; seconds of the first inference."""
-        x = np.ascontiguousarray(np.resize(self.inputs, (batch_size, *self.inputs.shape[1:])))
+        x = _batch(self.inputs, batch_size)
         started = time.perf_counter()
         self._loaded().run(x)
         first = time.perf_counter() - started
@@ -98,6 +104,19 @@ class _Worker:
     def peak(self) -> dict[str, Any]:
         """The most memory that was resident since before the model was loaded."""
         return {"peak_rss": memory.peak()}
+
+    def operators(
+        self, runtime: str, path: str, inputs: str, threads: int, precision: str,
+        batch_size: int, seconds: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Time every operator of a model in a session that is profiled."""
+        x = _batch(np.load(inputs, allow_pickle=False), batch_size)
+        return RUNTIMES[runtime].session.operators(path, threads, precision, x, seconds)
+
+    def roofline(self, runtime: str, threads: int, precisions: list[str]) -> dict[str, Any]:
+        """The most that this device does in this runtime."""
+        session = RUNTIMES[runtime].session
+        return measure_roofline(session.multiply, runtime, session.version(), threads, precisions)
 
     def _loaded(self) -> Session:
         if self.session is None:
