@@ -7,7 +7,7 @@ An `interval` is a 95 % confidence interval (low, high).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -357,9 +357,9 @@ class Roofline(Record):
     """
 
     target: str
-    runtime: str
+    runtime: str = Field(max_length=64)
     threads: int
-    flops: dict[str, float]
+    flops: dict[str, Annotated[float, Field(gt=0)]] = Field(max_length=8)
     bandwidth: float = Field(gt=0)
     cache_bandwidth: float = Field(gt=0)
     measured: str = Field(max_length=40)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +26,7 @@ from edgekd.results import (
 _MARKS = re.compile(r"(_token_\d+|_nchwc)$")
 _MOST_OPERATORS = 20_000
 _MOST_NAMES = 1000
+_MOST_ROOFLINES = 16
 
 
 class Executed(BaseModel):
@@ -77,6 +79,10 @@ def operators_report(
                 graph, role=file.role, variant=file.variant, path=file.path, batch_size=batch_size
             )
         )
+    if not paper and not notes:
+        notes.append(
+            "operations, bytes and PyTorch modules are unknown: the run has no ONNX file (export.formats)"
+        )
     profiles: list[OperatorProfile] = []
     rooflines: list[Roofline] = []
     for target, entries, result, provenance in said:
@@ -85,7 +91,7 @@ def operators_report(
             made_of = graphs.get((file.role, file.variant)) or graphs.get((file.role, "f32"))
             words = _section(result, "operators").get(f"{target}/{runtime}/{file.name}")
             profiles.append(_profile(file, runtime, target, batch_size, words, made_of))
-        for name, words in _section(result, "rooflines").items():
+        for name, words in itertools.islice(_section(result, "rooflines").items(), _MOST_ROOFLINES):
             try:
                 rooflines.append(_roofline(target, provenance, words))
             except ValueError as error:

@@ -82,7 +82,7 @@ def _explanation(found: list[OperatorProfile]) -> str:
         "and take latencies from above."
     )
     mapped = min((p.mapped for p in found), default=None)
-    if mapped is None:
+    if not mapped:
         return text
     share = "All" if mapped > 0.995 else f"At least {mapped:.0%}"
     return f"{text} {share} of the operators' time is mapped to PyTorch modules."

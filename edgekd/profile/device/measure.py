@@ -56,7 +56,7 @@ def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
         models = [model for model in plan["models"] if model["runtime"] == runtime]
         _measure_together(models, plan, say, results, samples)
     after = state()
-    extra = _anatomy(plan) if plan.get("operators") else {}
+    extra = _anatomy(plan, say) if plan.get("operators") else {}
     result = {
         "models": results,
         **extra,
@@ -68,7 +68,7 @@ def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
     (folder / "result.json").write_text(json.dumps(result, indent=2))
 
 
-def _anatomy(plan: dict[str, Any]) -> dict[str, Any]:
+def _anatomy(plan: dict[str, Any], say: Say) -> dict[str, Any]:
     """`operators` by model and `rooflines` by "runtime/threads"; {"error": …} for what failed."""
     seconds = min(_OPERATOR_SECONDS, plan["max_seconds"])
     operators, rooflines = {}, {}
@@ -80,6 +80,7 @@ def _anatomy(plan: dict[str, Any]) -> dict[str, Any]:
         if name not in rooflines:
             precisions = sorted({model["precision"], "int8"})
             rooflines[name] = _try(model, plan, do="roofline", precisions=precisions)
+        say({"phase": "operators", "models": [model["id"]], "spent": seconds, "width": None})
     return {"operators": operators, "rooflines": rooflines}
 
 
