@@ -235,7 +235,7 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage(
         "export",
-        1,
+        2,
         _export,
         _MODELS,
         "export",
