@@ -238,7 +238,7 @@ LINE: tuple[Stage, ...] = (
         tools=_RUNTIMES,
         shareable=True,
     ),
-    Stage("profile", 2, _profile, _FILES, "profile", tools=_RUNTIMES),
+    Stage("profile", 3, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
     Stage("gate", 2, _gate, ("verify/*", "profile/profile.json"), "gate"),
     Stage("report", 2, _report, ("*/*",), ""),
 )
