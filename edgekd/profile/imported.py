@@ -281,13 +281,17 @@ def _check_models(result: Result, run: Run) -> None:
     """The run's files must still be those that were measured."""
     plan: Any = result.manifest.plan
     present = {sha256_file(run.path / part) for file in run.files for part in file.files}
-    for name, digest in result.manifest.files.items():
-        if name.startswith("files/") and name != plan["inputs"] and digest not in present:
-            raise UsageError(
-                f"{PurePosixPath(name).name} is no longer the file that was measured",
-                where=str(run.path),
-                fix="the run was changed since: make a bundle of it and measure again",
-            )
+    changed = [
+        PurePosixPath(name).name
+        for name, digest in result.manifest.files.items()
+        if name.startswith("files/") and name != plan["inputs"] and digest not in present
+    ]
+    if changed:
+        raise UsageError(
+            f"no longer has the files that were measured: {', '.join(changed)} changed",
+            where=str(run.path),
+            fix="make a bundle of it and measure again",
+        )
 
 
 def unpack(result: Result, folder: Path) -> None:

@@ -165,15 +165,15 @@ def _check_file(folder: Path, name: str, digest: str) -> None:
     for part in parts:
         path = path / part
         if path.is_symlink():
-            raise BundleError(f"{path} is a link, not a file of the bundle")
+            raise BundleError(f"{name!r} is a link, not a file of the bundle")
     try:
         actual = _sha256(path) if path.is_file() else None
     except OSError as error:
-        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+        raise BundleError(f"{name!r} cannot be read: {error.strerror}") from None
     if actual is None:
-        raise BundleError(f"{path} is missing: unpack the whole zip file into one folder")
+        raise BundleError(f"{name!r} is missing: unpack the whole zip file into one folder")
     if actual != digest:
-        raise BundleError(f"{path} is not the file that was bundled: its SHA-256 differs")
+        raise BundleError(f"{name!r} is not the file that was bundled: its SHA-256 differs")
 
 
 def _sha256(path: Path) -> str:

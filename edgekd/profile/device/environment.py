@@ -19,12 +19,13 @@ _CPU = Path("/sys/devices/system/cpu")
 
 def describe() -> dict[str, Any]:
     """CPU, memory, system, limits, and the state of the moment (see `state`)."""
-    cpuinfo = _cpuinfo()
+    fake = emulated()
+    cpuinfo = _cpuinfo() if fake is None else {}  # it would be that of the machine underneath
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
     return {
         "cpu_model": cpuinfo.get("model name") or cpuinfo.get("Model") or _board(),
         "architecture": platform.machine(),
-        "emulated": emulated(),
+        "emulated": fake,
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
         "isa": [flag for flag in _ISA if flag in flags],
