@@ -23,8 +23,8 @@ def command(result: Path, run: Path | None) -> None:
     found = imported.read(result)
     opened = Run.open(run) if run is not None else imported.find_run(found, Path("runs"))
     imported.bring(result, found, opened)
-    for name in found.models:
-        p = imported.parity(found, name)
+    for name, figures in found.models.items():
+        p = figures.device_parity
         same = "the same outputs" if p.passed else "OTHER OUTPUTS"
         click.echo(
             f"{name}: {same} (largest error {p.max_error:.1e}, top-1 agreement {p.agreement:.2%}), "

@@ -113,7 +113,7 @@ def _contents(
     for name, array in arrays.items():
         files[f"check/{name}.npy"] = folder / f"check-{name}.npy"
         np.save(folder / f"check-{name}.npy", array)
-    _write_own(folder, run, target, len(checked), files)
+    files |= _own(folder, config.name, target, len(checked))
     manifest = {
         "edgekd": edgekd.__version__,
         "run": config.name,
@@ -147,14 +147,12 @@ def _check_inside(run: Run, entries: list[Entry]) -> None:
             raise UsageError(f"{part!r} is outside the run folder", where=str(run.path))
 
 
-def _write_own(
-    folder: Path, run: Run, target: Target, samples: int, files: dict[str, Path]
-) -> None:
-    """The runner and the README."""
+def _own(folder: Path, run: str, target: Target, samples: int) -> dict[str, Path]:
+    """The runner and the README, written to `folder`."""
     (folder / "bench.pyz").write_bytes(runner())
     (folder / "README.txt").write_text(
         _README.format(
-            run=run.manifest.config["name"],
+            run=run,
             target=target.name,
             edgekd=edgekd.__version__,
             runtimes=" ".join(target.runtimes),
@@ -162,7 +160,7 @@ def _write_own(
             samples=samples,
         )
     )
-    files |= {name: folder / name for name in ("bench.pyz", "README.txt")}
+    return {name: folder / name for name in ("bench.pyz", "README.txt")}
 
 
 def _version(package: str) -> str:

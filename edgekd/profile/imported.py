@@ -55,8 +55,10 @@ class Manifest(_Strict):
     files: dict[str, Digest]
 
 
-class Parity(_Strict):
-    """`DeviceParity`, as the device computed it."""
+class Parity(DeviceParity):
+    """As the device computed it."""
+
+    model_config = ConfigDict(strict=True)
 
     samples: Annotated[int, Field(ge=1)]
     max_error: Annotated[float, Field(ge=0)]
@@ -242,7 +244,8 @@ def _check_record(result: Result, run: Run) -> None:
     manifest = result.manifest
     theirs = manifest.model_dump(mode="json")
     path = record_path(run, manifest.target, manifest.id)
-    known = sorted(path.parent.glob(f"{manifest.target}-*.json"), key=lambda p: p.stat().st_mtime)
+    pattern = path.name.replace(manifest.id[:32], "[0-9a-f]" * 32)
+    known = sorted(path.parent.glob(pattern), key=lambda p: p.stat().st_mtime)
     if not known:
         raise UsageError(
             f"no bundle for target {manifest.target!r} was made of this run",
@@ -257,13 +260,13 @@ def _check_record(result: Result, run: Run) -> None:
             where=f"the result for {manifest.target}",
             fix=f"make a bundle of {run.path} and measure again, or name the right run with --run",
         )
-    plan: Any = manifest.plan
-    _check_figures(result, {model["id"]: model for model in plan["models"]}, plan)
+    _check_figures(result, ours["plan"], ours["check"]["models"])
 
 
-def _check_figures(result: Result, models: dict[str, Any], plan: dict[str, Any]) -> None:
+def _check_figures(result: Result, plan: dict[str, Any], check: dict[str, Any]) -> None:
     """What was measured is what was asked for."""
     where = f"the result for {result.manifest.target}"
+    models = {model["id"]: model for model in plan["models"]}
     if result.models.keys() & result.failed.keys() or (
         result.models.keys() | result.failed.keys()
     ) != set(models):
@@ -275,6 +278,8 @@ def _check_figures(result: Result, models: dict[str, Any], plan: dict[str, Any])
             raise UsageError(
                 f"{name}: precision and batch sizes are {done}, asked for {asked}", where=where
             )
+        if figures.device_parity.tolerance != check[name]["tolerance"]:
+            raise UsageError(f"{name}: its tolerance is not the bundle's", where=where)
 
 
 def _check_models(result: Result, run: Run) -> None:
@@ -304,8 +309,3 @@ def unpack(result: Result, folder: Path) -> None:
         arrays[f"{name}/rounds"] = np.repeat(rounds, samples.rounds)
     with (folder / "samples.npz").open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-
-
-def parity(result: Result, model: str) -> DeviceParity:
-    """How the outputs of a model that ran there compare."""
-    return DeviceParity(**result.models[model].device_parity.model_dump())

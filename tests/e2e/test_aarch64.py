@@ -23,9 +23,7 @@ from tests.pipeline.test_line import TINY, merged
 
 pytestmark = pytest.mark.slow
 
-PACKAGES = (
-    "python3.11,libpython3.11-stdlib,libstdc++6,libgomp1,zlib1g,libffi8,libexpat1,libssl3"
-)  # fmt: skip
+PACKAGES = "python3.11,libpython3.11-stdlib,libstdc++6,libgomp1,zlib1g,libffi8,libexpat1,libssl3"
 SYSTEM = ["mmdebstrap", "--arch=arm64", "--variant=extract", "--skip=check/qemu",
           f"--include={PACKAGES}", "bookworm"]  # fmt: skip
 WHEELS = [f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "onnxruntime")]
@@ -97,17 +95,18 @@ def system():
             making.rename(root)
         finally:
             shutil.rmtree(making, ignore_errors=True)
-    probe = on_aarch64(root, CACHE, "/usr/bin/python3.11", "-c", "import platform as p; print(p.machine())")
+    probe = on_aarch64(
+        root, CACHE, "/usr/bin/python3.11", "-c", "import platform as p; print(p.machine())"
+    )
     if probe.stdout != "aarch64\n":
         pytest.skip(f"aarch64 programs cannot be run here: {probe.stderr.strip()[-200:]}")
     return root
 
 
 def edgekd(*arguments, cwd):
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-m", "edgekd", *arguments], capture_output=True, text=True, cwd=cwd
     )
-    return result
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +121,7 @@ def project(tmp_path_factory):
             "profile": {"targets": ["offline"], "max_seconds": 1},
         },
     )
-    config["student"] = {"model": "zoo:dscnn"}
+    config["student"] = {"model": "zoo:dscnn", "args": {"width": 8}}
     (root / "compress.yaml").write_text(yaml.safe_dump(config))
     assert edgekd("compress", "compress.yaml", "-q", cwd=root).returncode == 3
     made = edgekd("bundle", "runs/tiny", "-o", "bench.zip", "--samples", "100", cwd=root)
@@ -132,10 +131,9 @@ def project(tmp_path_factory):
 
 
 def test_a_bundle_gives_the_same_outputs_and_figures_that_are_called_emulated(system, project):
-    mounts = Path("/proc/self/mountinfo").read_text()
     run = on_aarch64(system, project / "bench", "/usr/bin/python3.11", "/mnt/bench.pyz")
     assert run.returncode == 0, run.stderr
-    assert Path("/proc/self/mountinfo").read_text() == mounts
+    assert str(system) not in Path("/proc/self/mountinfo").read_text()
 
     result = json.loads((project / "bench/result.json").read_text())
     assert result["failed"] == {}
@@ -160,7 +158,7 @@ def test_a_bundle_gives_the_same_outputs_and_figures_that_are_called_emulated(sy
             assert parity.agreement == 1
             assert parity.accuracy == parity.accuracy_here
         else:
-            # x86 and Arm round half-way values of INT8 differently here and there.
+            # Equal where x86 has VNNI; older kernels saturate where Arm's do not.
             assert parity.max_error < 0.1
             assert abs(parity.accuracy - parity.accuracy_here) <= 0.02
     assert "· emulated" in done.stdout

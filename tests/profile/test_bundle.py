@@ -467,6 +467,7 @@ HOSTILE_RESULTS = {
     "another precision": ({"models/*/precision": "f16"}, "precision and batch sizes"),
     "another batch": ({"models/*/latency": {
         "batch_size": 2, "warmup": 1, "conclusive": True, "steady": True}}, "precision and batch"),
+    "a tolerance of its own": ({"models/*/device_parity/tolerance": 9.0}, "not the bundle's"),
     "an edited plan": ({"manifest/plan/max_seconds": 1.0},
                        "another bundle.*plan.max_seconds is 1.0, here 2.0"),
     "an edited model": ({"manifest/files/bench.pyz": "0" * 64}, "bench.pyz is another file"),
