@@ -236,7 +236,7 @@ class TestMakingABundle:
         assert "outside the run folder" in capsys.readouterr().err
         assert not Path("b.zip").exists()
 
-    @pytest.mark.parametrize("out", ["compress.yaml/b.zip", "targets"])
+    @pytest.mark.parametrize("out", ["compress.yaml/b.zip", "targets", "/proc/x/b.zip"])
     def test_an_unwritable_place_is_one_clear_error(self, mine, capsys, out):
         assert run_command("bundle", "runs/tiny", "-o", out) == 2
         assert "cannot be written" in capsys.readouterr().err
