@@ -208,12 +208,34 @@ class Memory(Record):
     model: int
 
 
+class DeviceParity(Record):
+    """A file's outputs on the device against those of the same file here, on `samples` test inputs.
+
+    `max_error` is max|Δlogit| / max|logit here|, `agreement` the share with the same top-1 answer;
+    `accuracy` is that on the device, `accuracy_here` that of the same samples here. `tolerance` is
+    the configuration's for the file.
+    """
+
+    samples: int
+    max_error: float
+    agreement: float
+    accuracy: float
+    accuracy_here: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is the same function there."""
+        return self.max_error <= self.tolerance
+
+
 class Measurement(Record):
     """One file in one runtime on one target, in a process of its own.
 
     `latency` is at the profile's batch size (1 unless configured); `throughput` is samples per
     second, from `throughput_latency` at a larger batch. `load` is seconds from file to ready,
     `first` the first inference. `precision` is what the runtime says it executed.
+    `device_parity` is there where the device also checked the outputs.
     """
 
     role: Role
@@ -236,6 +258,7 @@ class Measurement(Record):
     load: float
     first: float
     warmup: int
+    device_parity: DeviceParity | None = None
 
 
 class Comparison(Record):

@@ -23,6 +23,8 @@ COMMANDS = {
     "quantize": "Write INT8 versions of the student's files.",
     "verify": "Check that the exported files compute the same function.",
     "profile": "Measure latency, throughput and memory.",
+    "bundle": "Pack a run for a device that no network reaches.",
+    "import": "Bring back what a bundle measured.",
     "gate": "Hold the budgets against the results; the exit code is the verdict.",
     "report": "Write report.html and report.json.",
     "operators": "Show where the time goes, operator by operator.",

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,13 @@ class Run:
     def exit_code(self) -> int:
         """0 pass, 1 a budget is broken, 4 inconclusive."""
         return self.gate.exit_code
+
+    def imported(self, targets: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of the results that `edgekd import` brought for these targets, by path in the run."""
+        paths = [f"bundles/{target}.result.json" for target in targets]
+        return {
+            path: sha256_file(self.path / path) for path in paths if (self.path / path).is_file()
+        }
 
     def intact(self, record: StageRecord) -> bool:
         """Whether every artifact of a finished stage is still what it was."""

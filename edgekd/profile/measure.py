@@ -26,6 +26,7 @@ from edgekd.results import (
     Memory,
     OperatorsReport,
     ProfileReport,
+    Provenance,
 )
 
 
@@ -61,16 +62,30 @@ def profile(
     warnings: list[str] = []
     samples: dict[str, np.ndarray] = {}
     said: list[Said] = []
+    found = {
+        target.name: _on_device(
+            list_entries(files, target), target, settings, example, root, progress
+        )
+        # What comes from elsewhere first: where it is missing, nothing is measured in vain.
+        for target in sorted(targets, key=lambda target: target.transport != "bundle")
+    }
     for target in targets:
-        entries = _entries(files, target)
-        result, measured = _on_device(entries, target, settings, example, root, progress)
+        result, measured = found[target.name]
+        if target.emulated and not result["environment"].get("emulated"):
+            result["environment"]["emulated"] = "so says the target's descriptor"
         environment[target.name] = result["environment"]
+        failed = result.get("failed", {})
+        warnings += [f"{name} does not run there: {reason}" for name, reason in failed.items()]
         warnings += [f"{target.name}: {text}" for text in result["warnings"]]
         samples |= measured
-        here = [_measurement(entry, result["models"][entry.id], measured) for entry in entries]
+        entries = [entry for entry in list_entries(files, target) if entry.id not in failed]
+        here = [
+            _measurement(entry, result["models"][entry.id], result["environment"], measured)
+            for entry in entries
+        ]
         measurements += here
         pairs = [(entry.file, entry.runtime) for entry in entries]
-        said.append((target.name, pairs, result, here[0].provenance))
+        said.append((target.name, pairs, result, _provenance(result["environment"])))
         warnings += [text for m in here for text in _doubts(m)]
         comparisons += _comparisons(here, measured)
         warnings += _slow_int8(here, measured)
@@ -86,21 +101,42 @@ def profile(
     return report, samples, operators
 
 
-def _entries(files: tuple[ExportedFile, ...], target: Target) -> list[Entry]:
-    entries = [
+def list_entries(files: tuple[ExportedFile, ...], target: Target) -> list[Entry]:
+    """What is measured on a target. Raises UsageError when its runtimes open none of the files."""
+    found = [
         Entry(f"{target.name}/{runtime}/{file.name}", file, runtime, target)
         for runtime in target.runtimes
         for file in files
         if file.format in RUNTIMES[runtime].formats
     ]
-    if not entries:
+    if not found:
         formats = sorted({file.format for file in files})
         raise UsageError(
             f"target {target.name!r} has the runtimes {', '.join(target.runtimes)}, which open none "
             f"of the exported formats ({', '.join(formats)})",
             where="export.formats",
         )
-    return entries
+    return found
+
+
+def make_plan(entries: list[Entry], settings: Profile, inputs: Path, root: Path) -> dict[str, Any]:
+    """What a transport is given (see `device/measure.py`); `inputs` is an .npy file."""
+    return {
+        "models": [
+            {
+                "id": entry.id,
+                "runtime": entry.runtime,
+                "path": str((root / entry.file.path).resolve()),
+                "parts": [str((root / part).resolve()) for part in entry.file.files],
+                "threads": entry.target.threads,
+                "precision": entry.target.precision,
+            }
+            for entry in entries
+        ],
+        "inputs": str(inputs),
+        "root": str(root.resolve()),
+        **settings.model_dump(exclude={"targets"}),
+    }
 
 
 def _on_device(
@@ -114,21 +150,7 @@ def _on_device(
     with tempfile.TemporaryDirectory(prefix="edgekd-profile-") as name:
         folder = Path(name)
         np.save(folder / "inputs.npy", example)
-        plan = {
-            "models": [
-                {
-                    "id": entry.id,
-                    "runtime": entry.runtime,
-                    "path": str((root / entry.file.path).resolve()),
-                    "parts": [str((root / part).resolve()) for part in entry.file.files],
-                    "threads": target.threads,
-                    "precision": target.precision,
-                }
-                for entry in entries
-            ],
-            "inputs": str(folder / "inputs.npy"),
-            **settings.model_dump(exclude={"targets"}),
-        }
+        plan = make_plan(entries, settings, folder / "inputs.npy", root)
         total = 2 * len(entries) * settings.max_seconds
         with progress.task(f"profile {target.name}", total) as task:
             TRANSPORTS.get(target.transport)().measure(target, plan, folder, _teller(task.advance))
@@ -162,7 +184,10 @@ def _teller(advance: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
 
 
 def _measurement(
-    entry: Entry, result: dict[str, Any], samples: dict[str, np.ndarray]
+    entry: Entry,
+    result: dict[str, Any],
+    environment: dict[str, Any],
+    samples: dict[str, np.ndarray],
 ) -> Measurement:
     latency, throughput = (
         summarise(
@@ -185,7 +210,7 @@ def _measurement(
         path=entry.file.path,
         precision=result["precision"],
         threads=entry.target.threads,
-        provenance="measured",
+        provenance=_provenance(environment),
         conclusive=result["latency"]["conclusive"] and result["throughput"]["conclusive"],
         latency=latency,
         throughput=batch / throughput.p50,
@@ -200,7 +225,12 @@ def _measurement(
         load=result["load"],
         first=result["first"],
         warmup=result["latency"]["warmup"],
+        device_parity=result.get("device_parity"),
     )
+
+
+def _provenance(environment: dict[str, Any]) -> Provenance:
+    return "emulated" if environment.get("emulated") else "measured"
 
 
 def _samples(samples: dict[str, np.ndarray], key: str) -> Samples:
@@ -215,6 +245,13 @@ def _doubts(m: Measurement) -> list[str]:
         doubts.append(f"{name}: the median's interval stayed too wide (profile.max_seconds)")
     if not m.latency.steady:
         doubts.append(f"{name}: the latency was not steady")
+    if m.device_parity and not m.device_parity.passed:
+        error, tolerance = m.device_parity.max_error, m.device_parity.tolerance
+        doubts.append(
+            f"{name}: its outputs there differ from those here by {error:.1e} of the largest one "
+            f"(tolerance {tolerance:g}): accuracy {m.device_parity.accuracy:.2%}, here "
+            f"{m.device_parity.accuracy_here:.2%}"
+        )
     return doubts
 
 

@@ -26,6 +26,9 @@ class Target(Section):
     runtimes: list[Name] = Field(["onnxruntime", "openvino"], min_length=1)
     threads: int = Field(1, ge=1, le=1024, description="Inference threads.")
     precision: Precision = Field("f32", description="What the runtime must execute.")
+    emulated: bool = Field(
+        False, description="Not the real device: its figures are labelled so. QEMU is noticed."
+    )
 
 
 def _check(path: Path, target: Target, lines: Lines) -> None:

@@ -250,6 +250,21 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
     )
     yield _row("cold load", {r: Value(m.load, "time") for r, m in measured.items()}, "speed")
     yield _row("first inference", {r: Value(m.first, "time") for r, m in measured.items()}, "speed")
+    yield from _checked_there(measured)
+
+
+def _checked_there(measured: dict[Role, Measurement]) -> Iterator[Row]:
+    """What a device that was reached by a bundle found of the outputs."""
+    parity = {role: m.device_parity for role, m in measured.items() if m.device_parity}
+    if not parity:
+        return
+    accuracies = {role: Value(p.accuracy, "share") for role, p in parity.items()}
+    errors = {role: Value(p.max_error, "number") for role, p in parity.items()}
+    for label, values in (
+        (f"accuracy there, {max(p.samples for p in parity.values())} samples", accuracies),
+        ("parity error there", errors),
+    ):
+        yield Row(label, values.get("teacher"), values.get("student"))
 
 
 def _quantile(latency: Latency, name: str) -> Value:

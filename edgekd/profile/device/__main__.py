@@ -1,4 +1,4 @@
-"""Command line of the device part: `measure PLAN.json FOLDER` or `worker`."""
+"""Command line of the device part: `measure PLAN.json FOLDER`, `worker`, or a bundle's folder."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ def _say(event: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """0 done, 3 a model could not be measured (the last line says why), 130 interrupted."""
+    """0 done, 2 a bundle that cannot be used, 3 not measured (the last line says why), 130 interrupted."""
     if arguments == ["worker"]:
         from .worker import main as work
 
         work()
         return 0
+    if arguments[:1] != ["measure"]:
+        from .bundle import main as bench
+
+        return bench(arguments)
     from .measure import MeasureError, measure
 
-    command, plan, folder = arguments
-    assert command == "measure"
+    _, plan, folder = arguments
     try:
         measure(json.loads(Path(plan).read_text()), Path(folder), _say)
     except MeasureError as error:

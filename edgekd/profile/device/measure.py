@@ -37,16 +37,32 @@ _OPERATOR_SECONDS = 0.5
 
 
 class MeasureError(Exception):
-    """A model could not be measured; the text says which and why."""
+    """A model could not be measured; the text says which and why, `model` is its id."""
+
+    def __init__(self, text: str, model: str) -> None:
+        super().__init__(text)
+        self.model = model
 
 
 def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
-    """Do what `plan` says and write `result.json` and `samples.npz` to `folder`.
+    """Do what `plan` says (see `collect`) and write `result.json` and `samples.npz` to `folder`.
+
+    Raises MeasureError.
+    """
+    result, samples = collect(plan, say)
+    with (folder / "samples.npz").open("wb") as file:
+        np.savez(file, **samples)  # type: ignore[arg-type]
+    (folder / "result.json").write_text(json.dumps(result, indent=2))
+
+
+def collect(plan: dict[str, Any], say: Say) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Do what `plan` says: the result, and all samples (seconds, and the round of each) by name.
 
     `plan`: `models` (list of id, runtime, path, threads, precision; `parts`, all files that the
     model consists of, is for who sends it), `inputs` (an .npy file),
     `batch_size`, `throughput_batch_size`, `interval`, `min_seconds`, `max_seconds`; `phases`
-    (default latency and throughput); `operators` (default false).
+    (default latency and throughput); `operators` (default false). `root` is for transports that keep
+    something in the run.
     Raises MeasureError.
     """
     environment = describe()
@@ -63,9 +79,26 @@ def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
         "environment": {**environment, "state_after": after},
         "warnings": complaints(environment["state"], after, environment["usable_cores"]),
     }
-    with (folder / "samples.npz").open("wb") as file:
-        np.savez(file, **samples)  # type: ignore[arg-type]
-    (folder / "result.json").write_text(json.dumps(result, indent=2))
+    return result, samples
+
+
+def outputs(
+    model: dict[str, Any], inputs: str, batch_size: int, told: Callable[[int], None]
+) -> np.ndarray:
+    """What a model of a plan answers to each of `inputs` (an .npy file), in a process of its own.
+
+    `told` gets the number of samples that are done. Raises MeasureError.
+    """
+    chunks: list[np.ndarray] = []
+    count = len(np.load(inputs, mmap_mode="r", allow_pickle=False))
+    with _worker(model, inputs) as worker:
+        worker.ask(do="load", **worker.load)
+        for first in range(0, count, batch_size):
+            answer = worker.ask(do="outputs", first=first, count=batch_size)
+            data = np.frombuffer(base64.b64decode(answer["outputs"]), "<f4")
+            chunks.append(data.reshape(answer["shape"]))
+            told(min(first + batch_size, count))
+    return np.concatenate(chunks)
 
 
 def _anatomy(plan: dict[str, Any], say: Say) -> dict[str, Any]:
@@ -118,7 +151,7 @@ def _measure_together(
                 if phase == "latency":
                     results[worker.id] |= first
             outcome = _rounds(workers, plan, phase, say)
-            for worker, (times, rounds, about) in zip(workers, outcome, strict=True):
+            for worker, (times, rounds, about) in zip(workers, outcome):
                 results[worker.id][phase] = {"batch_size": batch_size, **about}
                 if phase == "latency":
                     # Before the larger batch needs more.
@@ -166,7 +199,7 @@ def _rounds(
                 "steady": bool(settled and not _drifts(values, plan["interval"])),
             },
         )
-        for mine, values, (calls, settled), done in zip(blocks, medians, warm, narrow, strict=True)
+        for mine, values, (calls, settled), done in zip(blocks, medians, warm, narrow)
     ]
 
 
@@ -187,7 +220,7 @@ def _warm_up(workers: list[_Worker], limit: float) -> list[tuple[int, bool]]:
             medians[position].append(float(np.median(times)))
             calls[position] += len(times)
             spent[position] += float(times.sum())
-    return [(count, steady(values)) for count, values in zip(calls, medians, strict=True)]
+    return [(count, steady(values)) for count, values in zip(calls, medians)]
 
 
 def _relative_width(medians: np.ndarray) -> float:
@@ -226,10 +259,10 @@ class _Worker:
         except BrokenPipeError:
             line = ""
         if not line:
-            raise MeasureError(f"{self.id}: its process ended {self._end()}")
+            raise MeasureError(f"{self.id}: its process ended {self._end()}", self.id)
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise MeasureError(f"{self.id}: {answer['error']}")
+            raise MeasureError(f"{self.id}: {answer['error']}", self.id)
         return answer
 
     def block(self, seconds: float) -> np.ndarray:
@@ -251,7 +284,8 @@ def _worker(model: dict[str, Any], inputs: str) -> Iterator[_Worker]:
     package = __name__.rpartition(".")[0]
     # Where this package was imported from, a folder or a zip file; and nothing from the user's folder.
     root = Path(__file__).parents[package.count(".") + 1]
-    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
+    path = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", package, "worker"],

@@ -101,6 +101,12 @@ class _Worker:
         gc.enable()
         return {"samples": base64.b64encode(np.array(samples, "<i8").tobytes()).decode()}
 
+    def outputs(self, first: int, count: int) -> dict[str, Any]:
+        """The first output for samples `first` to `first` + `count`, as base64 of float32."""
+        found = self._loaded().run(np.ascontiguousarray(self.inputs[first : first + count]))[0]
+        data = base64.b64encode(found.astype("<f4").tobytes()).decode()
+        return {"outputs": data, "shape": found.shape}
+
     def peak(self) -> dict[str, Any]:
         """The most memory that was resident since before the model was loaded."""
         return {"peak_rss": memory.peak()}

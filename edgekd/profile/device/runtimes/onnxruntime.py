@@ -63,7 +63,7 @@ class OnnxRuntime:
         for name in self._outputs:
             self._binding.bind_output(name, "cpu")
         self.infer()
-        for name, value in zip(self._outputs, self._binding.get_outputs(), strict=True):
+        for name, value in zip(self._outputs, self._binding.get_outputs()):
             self._binding.bind_ortvalue_output(name, value)
 
     def infer(self) -> None:
