@@ -1,8 +1,9 @@
-"""Command line of the device part: `measure PLAN.json FOLDER` or `worker`."""
+"""Command line of the device part: `measure PLAN.json FOLDER`, `describe FOLDER`, `session …`, `worker`."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,33 @@ def _say(event: dict[str, Any]) -> None:
     print(json.dumps(event), flush=True)
 
 
+def _description(folder: Path) -> dict[str, Any]:
+    """This machine, its interpreter, what that can import, and the room for `folder`."""
+    from .environment import describe
+    from .installed import packages
+    from .runtimes import RUNTIMES
+
+    return {
+        "environment": describe(),
+        "executable": sys.executable,
+        "packages": packages(["numpy", *RUNTIMES]),
+        "disk_free_bytes": shutil.disk_usage(folder).free,
+    }
+
+
 def main(arguments: list[str]) -> int:
     """0 done, 3 a model could not be measured (the last line says why), 130 interrupted."""
     if arguments == ["worker"]:
         from .worker import main as work
 
         work()
+        return 0
+    if arguments[0] == "session":
+        from .session import main as serve
+
+        serve(Path(arguments[1]), float(arguments[2]))
+    if arguments[0] == "describe":
+        _say(_description(Path(arguments[1])))
         return 0
     from .measure import MeasureError, measure
 
