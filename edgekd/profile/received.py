@@ -6,6 +6,7 @@ import io
 import json
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from edgekd.errors import StageError
 
 MAX_RESULT, MAX_SAMPLES = 4 << 20, 256 << 20
+# What json, zipfile, zlib and numpy raise for bytes that are not what they should be.
+_MALFORMED = (ValueError, KeyError, RuntimeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 _PHASES = ("latency", "throughput")
 
 
@@ -60,7 +63,7 @@ def keep(plan: dict[str, Any], result: bytes, samples: bytes, folder: Path, *, w
         first = error.errors()[0]
         reason = f"result.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise _unusable(reason, where) from None
-    except (ValueError, KeyError, RecursionError, zipfile.BadZipFile, EOFError) as error:
+    except _MALFORMED as error:
         raise _unusable(str(error), where) from None
     (folder / "result.json").write_text(json.dumps(value))
     (folder / "samples.npz").write_bytes(samples)
@@ -120,7 +123,10 @@ def _check_header(file: Any, entry: zipfile.ZipInfo) -> None:
     if version != (1, 0):
         raise ValueError(f"{entry.filename}: not an array of numbers")
     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    if dtype.kind not in "fiub" or file.tell() + math.prod(shape) * dtype.itemsize != entry.file_size:
+    if (
+        dtype.kind not in "fiub"
+        or file.tell() + math.prod(shape) * dtype.itemsize != entry.file_size
+    ):
         raise ValueError(f"{entry.filename}: not an array of numbers, or not a whole one")
 
 

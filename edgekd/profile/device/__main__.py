@@ -14,7 +14,7 @@ def _say(event: dict[str, Any]) -> None:
 
 
 def _description(folder: Path) -> dict[str, Any]:
-    """This machine, its interpreter, what that can import, and the room for `folder`."""
+    """The machine, the interpreter, what it can import, and the room for `folder`."""
     from .environment import describe
     from .installed import packages
     from .runtimes import RUNTIMES

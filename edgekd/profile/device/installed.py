@@ -22,7 +22,7 @@ def _package(name: str) -> dict[str, Any]:
     environment = {**os.environ, "PYTHONSAFEPATH": "1"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _IMPORT, name],
+            [sys.executable, "-c", _IMPORT, name], check=False,
             capture_output=True, text=True, errors="replace", env=environment, timeout=120,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

@@ -116,7 +116,9 @@ class _Session:
 
     def do_missing(self, files: dict[str, tuple[int, str]]) -> list[str]:
         """Which of `files` (path to size and SHA-256) are not here, or not what they should be."""
-        missing = [path for path, (size, digest) in files.items() if not self._has(path, size, digest)]
+        missing = [
+            path for path, (size, digest) in files.items() if not self._has(path, size, digest)
+        ]
         needed = sum(files[path][0] for path in missing)
         free = shutil.disk_usage(self.folder).free
         if needed > free:
@@ -165,7 +167,8 @@ class _Session:
         except Refused as refused:
             raise Refused(
                 f"no environment could be made with Python {sys.version.split()[0]}: {refused}",
-                refused.fix or f"install {' '.join(requirements)} on the device yourself, "
+                refused.fix
+                or f"install {' '.join(requirements)} on the device yourself, "
                 "and name that interpreter as ssh.python",
             ) from None
         shutil.rmtree(ready, ignore_errors=True)
