@@ -26,7 +26,7 @@ COMMANDS = {
     "gate": "Hold the budgets against the results; the exit code is the verdict.",
     "report": "Write report.html and report.json.",
     "methods": "List the distillation methods.",
-    "targets": "List and show device descriptors.",
+    "targets": "List, show, check and make device descriptors.",
     "zoo": "List the built-in reference networks.",
     "schema": "Print the configuration's JSON Schema.",
     "completion": "Print the shell completion script.",
