@@ -99,6 +99,6 @@ def probe(where: str, output: Path | None, force: bool) -> None:
     path = output or Path("targets") / f"{target.name}.yaml"
     if path.exists() and not force:
         raise UsageError("exists already", where=str(path), fix="--force replaces it")
-    found = probed(target).model_copy(update={"name": path.stem})
+    found = probed(target, known=where in known).model_copy(update={"name": path.stem})
     write_text(path, f"# By `edgekd targets probe` from the live device.\n{as_yaml(found)}")
     click.echo(f"{path}: {found.description}")

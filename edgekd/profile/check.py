@@ -196,9 +196,10 @@ def _disturbances(target: Target, environment: Environment) -> list[Finding]:
     return found
 
 
-def probed(target: Target) -> Target:
+def probed(target: Target, *, known: bool = True) -> Target:
     """`target` as its live device is: architecture, cores, memory, and the runtimes it has.
 
+    The class of one that was not `known` before is told from the architecture.
     Raises UsageError and StageError as `describe`, StageError for a device without any runtime.
     """
     about = describe(target)
@@ -220,6 +221,8 @@ def probed(target: Target) -> Target:
         "cores": environment.usable_cores,
         "memory": None if memory is None else format_quantity(memory, "bytes"),
     }
+    if not known:
+        found["class"] = "cpu" if found["arch"] in ("x86_64", "amd64") else "edge"
     return Target.model_validate(target.model_dump(by_alias=True) | found)
 
 

@@ -61,9 +61,20 @@ class _Session:
         self._lock: int | None = None
         self._scratch: Path | None = None
         self._child: subprocess.Popen[str] | None = None
+        self._leaving = threading.Lock()
 
     def serve(self) -> None:
         threading.Thread(target=self._listen, daemon=True).start()
+        code = 1
+        try:
+            self._serve()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            self._leave(code)
+
+    def _serve(self) -> None:
         try:
             while True:
                 request = json.loads(self._line())
@@ -72,13 +83,8 @@ class _Session:
             self._answer(error=str(refused), fix=refused.fix)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                traceback.print_exc()
-                self._leave(1)
+                raise
             self._answer(error="the device's disk is full", fix=self._make_room())
-        except BaseException:
-            traceback.print_exc()
-            self._leave(1)
-        self._leave(0)
 
     def do_describe(self, requirements: list[str] | None) -> dict[str, Any]:
         """What this machine is and has; with `requirements`, also how far their environment is."""
@@ -290,7 +296,8 @@ class _Session:
         _write(json.dumps(answer).encode() + b"\n")
 
     def _leave(self, code: int) -> None:
-        """End what runs, remove what is unfinished and be gone, whatever the main thread does."""
+        """End what runs, remove what is unfinished and be gone, whatever the other thread does."""
+        self._leaving.acquire()
         if self._child is not None:
             _kill(self._child)
         if self._scratch is not None:

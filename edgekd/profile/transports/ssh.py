@@ -137,7 +137,8 @@ def _measured(device: _Session, target: Target, parcel: Parcel, tell: Tell) -> t
         requirements = _requirements(target)
         python = device.ask("environment", tell, requirements=requirements, seconds=timeouts.setup)
     here = {path: (file.stat().st_size, sha256_file(file)) for path, file in parcel.files.items()}
-    missing = [path for path in device.ask("missing", files=here) if path in here]
+    said = device.ask("missing", files=here)
+    missing = [path for path in here if path in said] if isinstance(said, list) else list(here)
     if missing:
         size = format_quantity(sum(here[path][0] for path in missing), "bytes")
         tell({"message": f"sending {len(missing)} files ({size}) to {target.name}"})
@@ -341,7 +342,7 @@ class _Session:
             except (ValueError, RecursionError):
                 answer = None
             if not isinstance(answer, dict):
-                raise StageError("the device's answers make no sense", where=self._where)
+                raise self._nonsense()
             if "message" in answer:
                 tell({"message": printable(str(answer["message"]))})
             elif "event" in answer:
@@ -361,8 +362,11 @@ class _Session:
     def _line(self) -> bytes:
         line = self._stdout.readline(_MAX_LINE)
         if not line.endswith(b"\n"):
-            raise self._lost()
+            raise self._nonsense() if len(line) == _MAX_LINE else self._lost()
         return line
+
+    def _nonsense(self) -> StageError:
+        return StageError("the device's answers make no sense", where=self._where)
 
     def _keep_words(self) -> None:
         assert self._process.stderr is not None
