@@ -33,21 +33,26 @@ class Device:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir()
         self.lock, self.config = folder / "lock", folder / "config"
-        self.namespace = None
+        self.namespace = self.process = None
         self.address, self.port = "127.0.0.1", _free_port()
         for name in ("host_key", "key", "other_key"):
             run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name))
         shutil.copy(folder / "key.pub", folder / "authorized_keys")
 
-    def start(self):
-        if _namespaces_work():
+    def start(self, *, alone):
+        """With `alone` it can be cut off, and reaches nothing but this machine."""
+        if alone and _namespaces_work():
             self._namespace()
+        environment = {"HOME": str(self.home), "EDGEKD_LOCK": str(self.lock)}
+        if not alone:
+            environment |= _for_pip()
+        setting = " ".join(f'"{name}={value}"' for name, value in environment.items())
         (self.folder / "sshd_config").write_text(
             f"ListenAddress {self.address}:{self.port}\n"
             f"HostKey {self.folder}/host_key\n"
             f"AuthorizedKeysFile {self.folder}/authorized_keys\n"
             f"PidFile none\nStrictModes no\nUsePAM no\nLogLevel VERBOSE\nMaxStartups 100\n"
-            f"SetEnv HOME={self.home} EDGEKD_LOCK={self.lock}\n"
+            f"SetEnv {setting}\n"
         )
         self.trust("host_key")
         self.config.write_text(
@@ -125,8 +130,9 @@ class Device:
         return [int(pid) for pid in run("pgrep", "-P", str(self.process.pid)).split()]
 
     def stop(self):
-        self.process.terminate()
-        self.process.wait()
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait()
         for pid in self.processes(""):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
@@ -150,16 +156,36 @@ def _namespaces_work():
     return tried.returncode == 0
 
 
-@pytest.fixture(scope="module")
-def device(tmp_path_factory):
+def _for_pip():
+    """How this machine reaches its package index, for a device that is this machine."""
+    names = ("PIP_", "SSL_CERT_", "REQUESTS_", "http_proxy", "https_proxy", "HTTPS_PROXY")
+    found = {name: value for name, value in os.environ.items() if name.startswith(names)}
+    config = Path("~/.config/pip/pip.conf").expanduser()
+    return ({"PIP_CONFIG_FILE": str(config)} if config.exists() else {}) | found
+
+
+@contextlib.contextmanager
+def _running(folder, *, alone):
     for program in (SSHD, "ssh", "ssh-keygen"):
         if not shutil.which(program):
             pytest.skip(f"there is no {program} (tests/system-packages.txt)")
-    device = Device(tmp_path_factory.mktemp("device"))
+    device = Device(folder)
     try:
-        device.start()
+        device.start(alone=alone)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("EDGEKD_SSH_CONFIG", str(device.config))
             yield device
     finally:
         device.stop()
+
+
+@pytest.fixture(scope="module")
+def device(tmp_path_factory):
+    with _running(tmp_path_factory.mktemp("device"), alone=True) as device:
+        yield device
+
+
+@pytest.fixture
+def device_with_network(tmp_path_factory):
+    with _running(tmp_path_factory.mktemp("device"), alone=False) as device:
+        yield device

@@ -14,11 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekd.config.schema import Profile
-from edgekd.errors import StageError
-from edgekd.profile.check import check, probed, target_at
+from edgekd.config.schema import Config, Profile
+from edgekd.errors import StageError, UsageError
+from edgekd.gate.baseline import launches
+from edgekd.pipeline.stages import LINE
+from edgekd.profile.check import as_yaml, check, probed, target_at
 from edgekd.profile.measure import profile
 from edgekd.profile.targets import TARGETS, Target
+from edgekd.profile.transports import ssh
 from edgekd.profile.transports.ssh import ATTEMPTS, OpenSsh
 from edgekd.progress import Lines
 from tests.profile.ssh_device import wait_until
@@ -154,9 +157,9 @@ def test_a_connection_cut_while_measuring_ends_that_and_begins_it_again(device, 
             cuts.append(device.processes())
             device.cut()
         if "connecting again" in event.get("message", ""):
-            # The device must find out by itself that nobody listens.
+            # The device must find out by itself that nobody listens; it comes back a little later.
             wait_until(lambda: not left_over(device))
-            device.mend()
+            threading.Timer(1.5, device.mend).start()
 
     plan |= {"interval": 1e-9, "max_seconds": 3}
     try:
@@ -319,7 +322,7 @@ def test_a_device_that_cannot_be_used_says_why(device, changes, message):
 def test_a_missing_runtime_says_how_to_install_it(device, plan, tmp_path):
     with pytest.raises(StageError, match=r"No module named 'numpy'(?s:.*)pip install numpy==\d"):
         measure(target(python=SYSTEM_PYTHON), plan, tmp_path)
-    assert not left_over(device)
+    wait_until(lambda: not left_over(device))
 
 
 def test_a_model_that_cannot_be_measured_is_the_devices_word_and_is_not_tried_again(
@@ -354,6 +357,12 @@ def test_a_full_disk_is_said_and_what_did_not_fit_is_removed(
     wait_until(lambda: not device.processes())
     unfinished = [str(folder / "runs/*"), str(folder / "*.tmp")]
     assert not inside("find", str(folder), "-path", unfinished[0], "-o", "-path", unfinished[1])
+
+
+def test_without_ssh_here_that_is_said(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UsageError, match=r"no `ssh` on this machine\n.*install"):
+        OpenSsh().describe(target())
 
 
 def test_names_that_a_shell_would_obey_are_names(device, plan, tmp_path):
@@ -404,6 +413,23 @@ def test_a_hostile_device_is_an_error_and_does_no_harm(device, plan, tmp_path, p
 
 def statuses(target):
     return {finding.name: finding.status for finding in check(target)}
+
+
+def test_a_gate_measures_both_files_there(device, exported):
+    files = [[exported.folder / f"{role}.onnx"] for role in ("teacher", "student")]
+    source = launches(*files, "onnxruntime", target(), exported.inputs, 1)
+    # The teacher takes longer: log(candidate / baseline) > 0, whichever is sent first.
+    assert next(source) > 0
+    assert next(source) > 0
+
+
+def test_results_of_a_device_do_not_depend_on_the_machine_that_asks(tmp_path):
+    (tmp_path / "targets").mkdir()
+    (tmp_path / "targets/board.yaml").write_text(as_yaml(target()))
+    for names, here in (["board"], False), (["local"], True), (["board", "local"], True):
+        config = Config(profile=Profile(targets=names))
+        part = dict(next(stage for stage in LINE if stage.name == "profile").part(config, tmp_path))
+        assert (os.uname().nodename in (part["machine"] or [])) == here
 
 
 class TestCheckAndProbe:
@@ -479,25 +505,31 @@ class TestCheckAndProbe:
 
 
 @pytest.mark.slow
-def test_a_device_with_nothing_but_python_gets_its_environment_once(device, plan, tmp_path):
-    first, second = [], []
-    fresh = target(python=None, folder="~/fresh")
-    measure(fresh, plan, tmp_path, first.append)
-    assert "making an environment on the device: numpy==" in messages(first)[0]
-    assert len(list(device.home.glob("fresh/venv-*/bin/python"))) == 1
-    measure(fresh, plan, tmp_path, second.append)
-    assert messages(second) == []
-    assert statuses(fresh)["onnxruntime"] == "ok"
-    assert not left_over(device)
+class TestEnvironment:
+    def test_a_device_with_nothing_but_python_gets_one_once(
+        self, device_with_network, plan, tmp_path
+    ):
+        first, second = [], []
+        fresh = target(python=None)
+        measure(fresh, plan, tmp_path, first.append)
+        assert "making an environment on the device: numpy==" in messages(first)[0]
+        assert len(list(device_with_network.home.rglob("venv-*/bin/python"))) == 1
+        measure(fresh, plan, tmp_path, second.append)
+        assert messages(second) == []
+        assert {f.name: f.text for f in check(fresh)}["numpy"] == np.__version__
+        assert not left_over(device_with_network)
 
+    def test_one_that_cannot_be_made_leaves_nothing(
+        self, device_with_network, plan, tmp_path, monkeypatch
+    ):
+        monkeypatch.setattr(ssh, "_requirements", lambda target: ["numpy==0.0.1"])
+        with pytest.raises(StageError, match=r"no environment could be made.*numpy==0\.0\.1"):
+            measure(target(python=None), plan, tmp_path)
+        wait_until(lambda: not left_over(device_with_network))
+        assert not list(device_with_network.home.rglob("venv-*"))
 
-@pytest.mark.slow
-def test_an_environment_that_cannot_be_made_leaves_nothing(device, plan, tmp_path, monkeypatch):
-    from edgekd.profile.transports import ssh
-
-    monkeypatch.setattr(ssh, "_requirements", lambda target: ["numpy==0.0.1"])
-    monkeypatch.setenv("PIP_RETRIES", "0")
-    with pytest.raises(StageError, match=r"no environment could be made.*numpy==0\.0\.1"):
-        measure(target(python=None, folder="~/other"), plan, tmp_path)
-    wait_until(lambda: not left_over(device))
-    assert not list(device.home.glob("other/venv-*"))
+    def test_one_that_takes_too_long_leaves_nothing(self, device_with_network, plan, tmp_path):
+        with pytest.raises(StageError, match=r"it took more than 1 s"):
+            measure(target({"setup": 1}, python=None), plan, tmp_path)
+        wait_until(lambda: not left_over(device_with_network))
+        assert not list(device_with_network.home.rglob("venv-*"))

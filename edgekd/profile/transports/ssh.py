@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import threading
 import time
@@ -220,6 +221,7 @@ class _Session:
             self._process = subprocess.Popen(
                 _command(settings),
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                start_new_session=True,
             )  # fmt: skip
         except FileNotFoundError:
             raise UsageError(
@@ -236,7 +238,7 @@ class _Session:
     def begin(self, arch: str | None) -> None:
         """Bring the device part into being there. Raises StageError, _Unreachable if that may pass."""
         timeouts = self.settings.timeouts
-        timer = threading.Timer(timeouts.connect + timeouts.silence, self._process.kill)
+        timer = threading.Timer(timeouts.connect + timeouts.silence, self._stop)
         timer.start()
         try:
             self._write(json.dumps(_RECEIVER).encode() + b"\n")
@@ -304,11 +306,19 @@ class _Session:
     def kill(self) -> None:
         """End the connection; the device tidies up when it notices."""
         self._ended.set()
-        self._process.kill()
-        # It waits for the process and closes the pipes, of which the other ends are gone.
+        self._stop()
+        self._listener.join(1)
+        # It closes the pipes, of which the other ends are gone.
         with self._process:
             pass
-        self._listener.join(1)
+
+    def _stop(self) -> None:
+        """End ssh, and the one that it may have started to a jump host, however they hang."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1)
 
     def _live(self) -> None:
         """The device gives up who is silent."""
@@ -377,7 +387,7 @@ class _Session:
         """Why there is no answer."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
-        self._process.kill()
+        self._stop()
         code = self._process.wait()
         self._listener.join(2)
         lines = [printable(line.decode(errors="replace").strip()) for line in self._words]
@@ -471,7 +481,7 @@ def _refusal(settings: Ssh, code: int, lines: list[str], where: str) -> StageErr
             fix="install it (Debian, Ubuntu: sudo apt install python3 python3-venv), "
             "or name an interpreter there as ssh.python",
         )  # fmt: skip
-    if code in (255, -9):
+    if code in (255, -signal.SIGTERM, -signal.SIGKILL):
         return _Unreachable(
             f"{host} cannot be reached: {last if code == 255 else 'no answer'}",
             where=where, fix=f"see whether `{by_hand}` works",
