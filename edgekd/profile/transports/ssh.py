@@ -132,6 +132,12 @@ class OpenSsh:
 
 def _measured(device: _Session, target: Target, parcel: Parcel, tell: Tell) -> tuple[bytes, bytes]:
     """`result.json` and `samples.npz` as they came."""
+    if target.arch not in (None, device.machine):
+        raise StageError(
+            f"the device's architecture is {device.machine}, the target's is {target.arch}",
+            where=f"target {target.name}",
+            fix="`edgekd targets probe` writes a descriptor that fits",
+        )
     timeouts, python = device.settings.timeouts, None
     device.ask("lock", tell, who=_me(), seconds=timeouts.lock)
     if device.settings.python is None:
@@ -200,7 +206,7 @@ def _connected(target: Target, *, again: bool) -> _Session:
     while True:
         session = _Session(target.ssh, where=f"target {target.name}")
         try:
-            session.begin(target.arch)
+            session.begin()
             return session
         except _Unreachable:
             session.kill()
@@ -213,10 +219,11 @@ def _connected(target: Target, *, again: bool) -> _Session:
 
 
 class _Session:
-    """The near end of device/session.py."""
+    """The near end of device/session.py; `machine` is the device's architecture."""
 
     def __init__(self, settings: Ssh, *, where: str) -> None:
         self.settings, self._where, self._begun = settings, where, False
+        self.machine, self._messages = "", 0
         try:
             self._process = subprocess.Popen(
                 _command(settings),
@@ -235,7 +242,7 @@ class _Session:
         self._listener = threading.Thread(target=self._keep_words, daemon=True)
         self._listener.start()
 
-    def begin(self, arch: str | None) -> None:
+    def begin(self) -> None:
         """Bring the device part into being there. Raises StageError, _Unreachable if that may pass."""
         timeouts = self.settings.timeouts
         timer = threading.Timer(timeouts.connect + timeouts.silence, self._stop)
@@ -248,21 +255,11 @@ class _Session:
                 answer = self._answer()
         finally:
             timer.cancel()
-        machine = printable(str(answer.get("done")), 40)
-        if arch is not None and machine != arch:
-            raise StageError(
-                f"the device's architecture is {machine}, the target's is {arch}",
-                where=self._where, fix="`edgekd targets probe` writes a descriptor that fits",
-            )  # fmt: skip
+        self.machine = printable(str(answer.get("done")), 40)
         self._begun = True
         threading.Thread(target=self._live, daemon=True).start()
 
-    def ask(
-        self,
-        do: str,
-        tell: Tell = _ignore,
-        **arguments: Any,
-    ) -> Any:
+    def ask(self, do: str, tell: Tell = _ignore, **arguments: Any) -> Any:
         """The device's answer to a request; what it says before goes to `tell`."""
         with self._writing:
             self._write(json.dumps({"do": do, **arguments}).encode() + b"\n")
@@ -354,6 +351,9 @@ class _Session:
             if not isinstance(answer, dict):
                 raise self._nonsense()
             if "message" in answer:
+                self._messages += 1
+                if self._messages > 1000:
+                    raise self._nonsense()
                 tell({"message": printable(str(answer["message"]))})
             elif "event" in answer:
                 tell({"event": answer["event"]})
@@ -481,9 +481,10 @@ def _refusal(settings: Ssh, code: int, lines: list[str], where: str) -> StageErr
             fix="install it (Debian, Ubuntu: sudo apt install python3 python3-venv), "
             "or name an interpreter there as ssh.python",
         )  # fmt: skip
-    if code in (255, -signal.SIGTERM, -signal.SIGKILL):
+    if code == 255 or code < 0:
+        # Ended by us because of the time, it says nothing.
         return _Unreachable(
-            f"{host} cannot be reached: {last if code == 255 else 'no answer'}",
+            f"{host} cannot be reached: {lines[-1] if lines else 'no answer in time'}",
             where=where, fix=f"see whether `{by_hand}` works",
         )  # fmt: skip
     return StageError(f"{python} cannot be run on {host}: {last} (exit code {code})", where=where)
