@@ -29,7 +29,7 @@ COMMANDS = {
     "report": "Write report.html and report.json.",
     "operators": "Show where the time goes, operator by operator.",
     "methods": "List the distillation methods.",
-    "targets": "List and show device descriptors.",
+    "targets": "List, show, check and make device descriptors.",
     "zoo": "List the built-in reference networks.",
     "schema": "Print the configuration's JSON Schema.",
     "completion": "Print the shell completion script.",

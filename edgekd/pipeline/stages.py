@@ -166,13 +166,14 @@ def _verify(config: Config, base: Path) -> dict[str, Any]:
 def _profile(config: Config, base: Path) -> dict[str, Any]:
     from edgekd.profile.targets import find
 
-    targets = [find(name, base).model_dump(mode="json") for name in config.profile.targets]
-    # Numbers of one machine say nothing about another that the folder was copied to.
-    machine = [platform.node(), platform.machine(), platform.release()]
+    targets = [find(name, base) for name in config.profile.targets]
+    # Numbers of one machine say nothing about another that the folder was copied to. Another
+    # device is known by its descriptor; it may be off when the key is made.
+    here = any(target.transport == "local" for target in targets)
     return {
         "profile": config.profile.model_dump(mode="json"),
-        "targets": targets,
-        "machine": machine,
+        "targets": [target.model_dump(mode="json") for target in targets],
+        "machine": [platform.node(), platform.machine(), platform.release()] if here else None,
         "data": data_part(config, base),
     }
 

@@ -153,7 +153,8 @@ def _on_device(
         plan = make_plan(entries, settings, folder / "inputs.npy", root)
         total = 2 * len(entries) * settings.max_seconds
         with progress.task(f"profile {target.name}", total) as task:
-            TRANSPORTS.get(target.transport)().measure(target, plan, folder, _teller(task.advance))
+            tell = _teller(task.advance, progress.say)
+            TRANSPORTS.get(target.transport)().measure(target, plan, folder, tell)
         try:
             with np.load(folder / "samples.npz", allow_pickle=False) as archive:
                 samples = {key: archive[key] for key in archive.files}
@@ -164,11 +165,16 @@ def _on_device(
             ) from None
 
 
-def _teller(advance: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
-    """Events to progress: seconds of measuring done, and how narrow the interval is by now."""
+def _teller(
+    advance: Callable[..., None], say: Callable[[str], None]
+) -> Callable[[dict[str, Any]], None]:
+    """Events to progress: seconds of measuring done, how narrow the interval is by now; messages."""
     spent: dict[tuple[str, ...], float] = {}
 
     def tell(event: dict[str, Any]) -> None:
+        if "message" in event:
+            say(f"  {event['message']}")
+            return
         key = (event["phase"], *event["models"])
         amount = event["spent"] - spent.get(key, 0.0)
         spent[key] = event["spent"]
