@@ -231,11 +231,21 @@ class Profile(Section):
     targets: list[str] = Field(["local"], min_length=1, description="See `edgekd targets`.")
     batch_size: int = Field(1, ge=1, description="Batch size of the latency measurement.")
     throughput_batch_size: int = Field(32, ge=1)
+    launches: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Fresh processes of each model, at least: they differ by a few per cent from each "
+        "other, and intervals come from their spread. 1: the interval of one process.",
+    )
     interval: Share = Field(
-        0.02, description="Stop when the 95 % interval of the median is narrower than this share."
+        0.05, description="Stop when the 95 % interval of the median is narrower than this share."
     )
     min_seconds: Positive = Field(0.5, description="Measure each model at least this long.")
     max_seconds: Positive = Field(10.0, description="Then give up: the result is inconclusive.")
+    multistream: bool = Field(
+        False, description="Also MLPerf's MultiStream: queries of 8 samples, at least 662 of them."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Profile:
@@ -248,7 +258,7 @@ class Profile(Section):
 
 
 Metric = Literal[
-    "accuracy", "accuracy_drop", "agreement", "latency_p50", "latency_p90", "latency_p99",
+    "accuracy", "accuracy_drop", "agreement", "latency_p50", "latency_p90", "latency_p95", "latency_p99",
     "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "parity_error",
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
@@ -259,6 +269,7 @@ DIMENSIONS: dict[str, Dimension] = {
     "agreement": "share",
     "latency_p50": "time",
     "latency_p90": "time",
+    "latency_p95": "time",
     "latency_p99": "time",
     "speedup": "ratio",
     "throughput": "rate",
@@ -337,7 +348,7 @@ class Gate(Section):
         description="A run folder: its student is measured again beside this one, in turns. Without "
         "*_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, size ≤ 1.05 x.",
     )
-    allow: list[Literal["machine", "precision", "threads", "runtime_version"]] = Field(
+    allow: list[Literal["machine", "precision", "threads", "runtime_version", "limits"]] = Field(
         [], description="Differences from the baseline that do not matter to you."
     )
 

@@ -155,6 +155,7 @@ def launches(
                     for role, parts in models.items()
                 ],
                 "inputs": str(folder / "inputs.npy"),
+                "limits": target.limits and target.limits.for_device(),
                 "phases": ["latency"],
                 "batch_size": batch_size,
                 "throughput_batch_size": batch_size,
@@ -240,6 +241,11 @@ def _check_comparable(candidate: Run, baseline: Run, pairs: list[Pair], gate: Ga
         )
         if now != then:
             differences["machine"] = (then, now)
+        now, then = (
+            run.profile.environment[target].get("emulated") for run in (candidate, baseline)
+        )
+        if now != then:
+            differences["limits"] = (then, now)
     for name, (then, now) in differences.items():
         if name not in gate.allow:
             raise UsageError(

@@ -105,6 +105,8 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         )
         yield of("latency_p50", m.latency.p50, m.latency.p50_interval)
         yield of("latency_p90", m.latency.p90, m.latency.p90_interval)
+        if m.latency.p95 is not None:
+            yield of("latency_p95", m.latency.p95, m.latency.p95_interval)
         yield of("latency_p99", m.latency.p99, m.latency.p99_interval)
         yield of("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)

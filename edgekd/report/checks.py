@@ -11,6 +11,7 @@ _WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "i
 _NAMES = {
     "latency_p50": "latency p50",
     "latency_p90": "latency p90",
+    "latency_p95": "latency p95",
     "latency_p99": "latency p99",
     "accuracy_drop": "accuracy drop",
     "memory": "peak memory, model",

@@ -69,7 +69,7 @@ def test_every_figure_is_there_and_agrees_with_the_samples(exported, tmp_path):
             assert times.sum() >= 0.1
             assert (np.diff(rounds) >= 0).all()
             assert set(rounds) == set(range(rounds[-1] + 1))
-    assert {event["phase"] for event in events} == {"latency", "throughput"}
+    assert {event["phase"] for event in events} == {"latency", "throughput", "launches"}
     assert "cpu_model" in result["environment"]
     assert result["environment"]["state_after"].keys() == result["environment"]["state"].keys()
 
