@@ -329,6 +329,7 @@ class Check(Record):
     limit: str
     verdict: Verdict
     text: str
+    provenance: Provenance = "measured"
 
 
 class GateReport(Record):

@@ -77,8 +77,9 @@ def figures(
                     m.target,
                     conclusive,
                     m.variant,
+                    m.provenance,
                 )
-            of = (m.runtime, m.target, True, m.variant)
+            of = (m.runtime, m.target, True, m.variant, m.provenance)
             memory = max(1, m.memory.model) / max(1, base.memory.model)
             yield Figure("memory_vs_baseline", memory, None, *of)
             yield Figure("size_vs_baseline", m.size / base.size, None, *of)

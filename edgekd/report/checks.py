@@ -35,7 +35,8 @@ def metric_name(metric: str) -> str:
 def place(check: Check) -> str:
     """The runtime, the target for what was measured on one, and int8 for files that are."""
     runtime = check.runtime if check.variant == "f32" else f"{check.runtime} {check.variant}"
-    return f"{runtime} on {check.target}" if check.target else runtime
+    label = "" if check.provenance == "measured" else f" ({check.provenance})"
+    return f"{runtime} on {check.target}{label}" if check.target else runtime
 
 
 def measured(check: Check) -> Value:

@@ -84,7 +84,8 @@ def complaints(
 ) -> list[str]:
     """Why a measurement between two `state`s may be noisy, each in one line.
 
-    `threads` is how many a model used, `own` the CPU seconds that measuring itself took.
+    `cores` is how many the machine has, `threads` how many a model used, `own` the CPU seconds that
+    measuring itself took.
     """
     found = []
     load = before["load_average"]
@@ -141,9 +142,7 @@ def _taken(
             f"the hypervisor took {spent['stolen'] / spent['all']:.0%} of the CPU time away"
         )
     if own is not None and cores and "busy" in spent:
-        # /proc/stat counts all of the machine's cores, whichever of them we may use.
-        wall = spent["all"] / (os.cpu_count() or cores)
-        others = (spent["busy"] - own) / wall
+        others = (spent["busy"] - own) / (spent["all"] / cores)
         if others > max(0.1, _OTHERS * (cores - threads)):
             found.append(f"other processes kept {others:.1f} of {cores} cores busy while measuring")
     return found

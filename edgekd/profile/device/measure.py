@@ -4,9 +4,9 @@ The procedure, for the models of one runtime. A launch:
 1. each is loaded in a process of its own; a process that is not its turn waits and uses no CPU;
 2. warm-up: blocks in turn until the medians of a model's last four blocks agree within 5 %;
 3. rounds: every model runs one block, in rotated order (A B, B A, …), so that drift hits all;
-4. until for every model the 95 % interval of the median, from the medians of its blocks as independent
-   observations (order statistics), is narrower than asked, and the launch's share of the least time
-   was spent; or its share of the most time is;
+4. until its share of the least time was spent with every model. Where there is to be a single launch:
+   also until the 95 % interval of the median, from the medians of the blocks as independent
+   observations (order statistics), is narrower than asked; or the time is up;
 5. the same with a larger batch, for the throughput (and with 8, for MLPerf's MultiStream).
 
 Two processes of the very same file can differ by a few per cent for as long as they live (where their
@@ -115,7 +115,7 @@ def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
             "emulated": "; ".join(confined.reasons) or None,
         },
         "warnings": complaints(
-            environment["state"], after, environment["usable_cores"], threads, _own_seconds() - own
+            environment["state"], after, environment["cores"], threads, _own_seconds() - own
         ),
     }  # fmt: skip
     with (folder / "samples.npz").open("wb") as file:
@@ -262,10 +262,10 @@ def _rounds(
     workers: list[_Worker], plan: dict[str, Any], phase: str, batch_size: int, say: Say
 ) -> list[_Phase]:
     """The blocks of one phase of one launch."""
-    share = 1 / plan.get("launches", 1)
-    least, most = plan["min_seconds"] * share, plan["max_seconds"] * share
-    calls = plan.get("min_calls", {}).get(phase, 0) * share
-    warm = _warm_up(workers, limit=min(2.0, most / 2))
+    wanted = plan.get("launches", 1)
+    least, most = plan["min_seconds"] / wanted, plan["max_seconds"] / wanted
+    calls = plan.get("min_calls", {}).get(phase, 0) / wanted
+    warm = _warm_up(workers, limit=min(2.0, most / 4))
     blocks: list[list[np.ndarray]] = [[] for _ in workers]
     spent = [0.0 for _ in workers]
     for worker in workers:
@@ -289,7 +289,7 @@ def _rounds(
             }
         )
         enough = min(sum(map(len, mine)) for mine in blocks) >= calls
-        if all(narrow) and enough and min(spent) >= least:
+        if (wanted > 1 or all(narrow)) and enough and min(spent) >= least:
             break
         if max(spent) >= most:
             break

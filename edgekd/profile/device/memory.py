@@ -17,12 +17,13 @@ def resident() -> int:
 
 
 def private_dirty() -> int | None:
-    """What this process alone holds and has written to; None where the kernel does not say.
+    """What this process has written to and shares with no other; None where the kernel does not say.
 
-    No other process can share it, and it cannot be read from its file again.
+    The anonymous pages: `Private_Dirty` itself also counts the pages of a library that its file system
+    has not written back.
     """
     try:
-        match = re.search(r"^Private_Dirty:\s*(\d+) kB", _ROLLUP.read_text(), re.MULTILINE)
+        match = re.search(r"^Anonymous:\s*(\d+) kB", _ROLLUP.read_text(), re.MULTILINE)
     except OSError:
         return None
     return 1024 * int(match[1]) if match else None
