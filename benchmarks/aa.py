@@ -103,8 +103,10 @@ def measured(
             )
         )  # fmt: skip
         loads.append(os.getloadavg()[0])
+        low, high = interval(runs[-1].samples["student"])
         print(
-            f"{runtime} {len(runs)}: {runs[-1].seconds:.0f} s, load {loads[-1]:.1f}",
+            f"{runtime} {len(runs)}: {low * 1e6:.1f} to {high * 1e6:.1f} µs, "
+            f"{runs[-1].seconds:.0f} s, load {loads[-1]:.1f}",
             file=sys.stderr,
         )
     return runs
