@@ -24,7 +24,7 @@ class Limits(Section):
         None, description="A number of cores, the numbers of cores, or the fast or the slow ones."
     )
     cpu_quota: float | None = Field(
-        None, gt=0, le=1024, description="Cores' worth of CPU time: 0.5 is half of one core."
+        None, ge=0.01, le=1024, description="Cores' worth of CPU time: 0.5 is half of one core."
     )
     memory: str | None = Field(None, description='Of each model\'s process: "512 MiB".')
 

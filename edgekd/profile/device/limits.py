@@ -85,8 +85,11 @@ def confines(wanted: dict[str, Any] | None) -> Iterator[Confines]:
     """
     wanted = {key: value for key, value in (wanted or {}).items() if value is not None}
     quota, memory = wanted.get("cpu_quota"), wanted.get("memory")
-    reasons = [_pin(wanted["cpus"])] if "cpus" in wanted else []
+    reasons = []
     with contextlib.ExitStack() as stack:
+        if "cpus" in wanted:
+            stack.callback(os.sched_setaffinity, 0, os.sched_getaffinity(0))
+            reasons.append(_pin(wanted["cpus"]))
         files = [name for name, limit in (("cpu.max", quota), ("memory.max", memory)) if limit]
         group = _version_2(stack, files) if files else None
         cpu_group = None

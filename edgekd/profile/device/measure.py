@@ -40,8 +40,11 @@ from .limits import Confinement, Confines, LimitError, confines
 Say = Callable[[dict[str, Any]], None]
 BLOCK_SECONDS = 0.03
 _STEADY_BLOCKS, _STEADY_SHARE = 4, 0.05
-# What a process says when it gets no memory: Python, C++, ONNX Runtime, OpenVINO.
-_NO_MEMORY = ("MemoryError", "bad_alloc", "llocate memory", "allocation failed", "out of memory")
+# What Python, C++, the loader and the runtimes say when they get no memory (or no stack for a thread).
+_NO_MEMORY = (
+    "memoryerror", "bad_alloc", "allocat", "out of memory", "failed to map segment",
+    "resource temporarily unavailable",
+)  # fmt: skip
 
 
 class MeasureError(Exception):
@@ -382,7 +385,7 @@ class _Worker:
 
     def _error(self, text: str) -> MeasureError:
         """What went wrong; under a memory limit, whether it was that."""
-        starved = self._confinement.killed() or any(words in text for words in _NO_MEMORY)
+        starved = self._confinement.killed() or any(words in text.lower() for words in _NO_MEMORY)
         if self._memory is not None and starved:
             return TooLittleMemory(self.id, f"needs more than {self._memory / 2**20:g} MiB")
         return MeasureError(f"{self.id}: {text}")
