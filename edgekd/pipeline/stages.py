@@ -238,9 +238,9 @@ LINE: tuple[Stage, ...] = (
         tools=_RUNTIMES,
         shareable=True,
     ),
-    Stage("profile", 2, _profile, _FILES, "profile", tools=_RUNTIMES),
-    Stage("gate", 2, _gate, ("verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 2, _report, ("*/*",), ""),
+    Stage("profile", 3, _profile, _FILES, "profile", tools=_RUNTIMES),
+    Stage("gate", 3, _gate, ("verify/*", "profile/profile.json"), "gate"),
+    Stage("report", 3, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

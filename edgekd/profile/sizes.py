@@ -50,8 +50,9 @@ def _bits(data_type: int) -> int:
     from onnx import TensorProto
     from onnx.helper import tensor_dtype_to_np_dtype
 
-    packed = {TensorProto.INT4: 4, TensorProto.UINT4: 4}
-    return packed.get(data_type) or 8 * tensor_dtype_to_np_dtype(data_type).itemsize
+    if data_type in (TensorProto.INT4, TensorProto.UINT4):
+        return 4
+    return 8 * tensor_dtype_to_np_dtype(data_type).itemsize
 
 
 def _openvino_weights(parts: list[Path]) -> int:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -143,10 +144,8 @@ def early_stopping(seconds: np.ndarray, q: float, confidence: float = 0.99) -> f
 
 def _quantile_intervals(samples: Samples, seed: int) -> list[Interval]:
     if samples.several:
-        return [
-            launches_interval(samples.each_launch(lambda s, q=q: _quantile(np.sort(s), q)))
-            for q in QUANTILES
-        ]
+        each = (partial(_quantile, q=q) for q in QUANTILES)
+        return [launches_interval(samples.each_launch(figure)) for figure in each]
     resampled = _resampled_quantiles(samples, _weights(_count(samples), seed))
     return [
         (float(low), float(high)) for low, high in np.quantile(resampled, [0.025, 0.975], axis=0).T
@@ -162,8 +161,8 @@ def _mean_interval(samples: Samples, seed: int) -> Interval:
     return float(low), float(high)
 
 
-def _quantile(ordered: np.ndarray, q: float) -> float:
-    return float(np.quantile(ordered, q, method="inverted_cdf"))
+def _quantile(seconds: np.ndarray, q: float) -> float:
+    return float(np.quantile(seconds, q, method="inverted_cdf"))
 
 
 def _count(samples: Samples) -> int:
