@@ -19,6 +19,7 @@ _RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino"}
 _LIMITS = {
     "p50": "latency_p50",
     "p90": "latency_p90",
+    "p95": "latency_p95",
     "p99": "latency_p99",
     "memory": "memory",
     "size": "size",
@@ -47,7 +48,7 @@ def check_file(
 ) -> None:
     """Measure a .onnx or .xml file with `inputs` (n, …) float32 at batch n, and check its limits.
 
-    `limits` are any of p50, p90, p99 ("20 ms"), memory and size ("8 MiB"): upper ones, held against
+    `limits` are any of p50, p90, p95, p99 ("20 ms"), memory and size ("8 MiB"): upper ones, held against
     intervals as `edgekd gate` does. `folder` is for temporary files.
     Raises AssertionError for a broken limit; what is undecided fails, skips or passes.
     Raises UsageError for an unknown target, limit or file, StageError when it cannot be measured.

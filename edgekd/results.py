@@ -198,14 +198,59 @@ class Latency(Record):
     p99_interval: Interval
     steady: bool
     samples: str
+    p95: float | None = None
+    p95_interval: Interval | None = None
+    mean_interval: Interval | None = None
+
+
+class Scenario(Record):
+    """A figure by the procedure of an MLPerf Inference scenario, from `queries` of `batch_size` samples.
+
+    `latency` (seconds) is loadgen's early-stopping estimate of the scenario's percentile: with 99 %
+    confidence the percentile is no greater. `throughput` is in samples per second.
+    """
+
+    name: Literal["SingleStream", "MultiStream", "Offline"]
+    batch_size: int
+    queries: int
+    latency: float | None = None
+    throughput: float | None = None
+
+
+class Repeated(Record):
+    """Something done once per launch: the median, and all values in order (seconds)."""
+
+    median: float
+    values: tuple[float, ...]
+
+
+class ColdStart(Record):
+    """From a fresh process to the first answer, in every launch; the model's file in the page cache.
+
+    (In the first launch it may not have been.) `runtime` loads the runtime's libraries, `load` the
+    model, of which `compile` is a part where the runtime separates it, `first` is the first inference.
+    """
+
+    runtime: Repeated
+    load: Repeated
+    compile: Repeated | None
+    first: Repeated
 
 
 class Memory(Record):
-    """Bytes. `model` is `peak_rss` − `baseline_rss`, the process before the model was loaded."""
+    """Bytes. `model` is `peak_rss` − `baseline_rss`, the process before the model was loaded.
+
+    Of the baseline, `python_rss` is Python's and numpy's share, which a C++ program has not.
+    `private_dirty` is what the model added to the memory that no other process can share. `weights`
+    is the weights' share of the file. Medians over the launches.
+    """
 
     peak_rss: int
     baseline_rss: int
     model: int
+    python_rss: int | None = None
+    private_dirty: int | None = None
+    weights: int | None = None
 
 
 class DeviceParity(Record):
@@ -230,11 +275,13 @@ class DeviceParity(Record):
 
 
 class Measurement(Record):
-    """One file in one runtime on one target, in a process of its own.
+    """One file in one runtime on one target, in processes of its own.
 
     `latency` is at the profile's batch size (1 unless configured); `throughput` is samples per
-    second, from `throughput_latency` at a larger batch. `load` is seconds from file to ready,
-    `first` the first inference. `precision` is what the runtime says it executed.
+    second over all calls of `throughput_latency`, at a larger batch. `load` is seconds from file to
+    ready, `first` the first inference. `precision` is what the runtime says it executed. `noise` says
+    what slowed it down that is not the model's: latencies are upper bounds then. `compressed_size` is
+    that of the files deflated, as app stores ship them.
     `device_parity` is there where the device also checked the outputs.
     """
 
@@ -259,6 +306,11 @@ class Measurement(Record):
     first: float
     warmup: int
     device_parity: DeviceParity | None = None
+    launches: int = 1
+    noise: tuple[str, ...] = ()
+    cold: ColdStart | None = None
+    scenarios: tuple[Scenario, ...] = ()
+    compressed_size: int | None = None
 
 
 class Comparison(Record):
@@ -301,6 +353,7 @@ class Check(Record):
     limit: str
     verdict: Verdict
     text: str
+    provenance: Provenance = "measured"
 
 
 class GateReport(Record):

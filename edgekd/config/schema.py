@@ -240,11 +240,21 @@ class Profile(Section):
     targets: list[str] = Field(["local"], min_length=1, description="See `edgekd targets`.")
     batch_size: int = Field(1, ge=1, description="Batch size of the latency measurement.")
     throughput_batch_size: int = Field(32, ge=1)
+    launches: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Fresh processes of each model, at least: they differ by a few per cent from each "
+        "other, and intervals come from their spread. 1: the interval of one process.",
+    )
     interval: Share = Field(
-        0.02, description="Stop when the 95 % interval of the median is narrower than this share."
+        0.05, description="Stop when the 95 % interval of the median is narrower than this share."
     )
     min_seconds: Positive = Field(0.5, description="Measure each model at least this long.")
     max_seconds: Positive = Field(10.0, description="Then give up: the result is inconclusive.")
+    multistream: bool = Field(
+        False, description="Also MLPerf's MultiStream: queries of 8 samples, at least 662 of them."
+    )
     operators: bool = Field(
         True, description="Afterwards also time every operator, and the device's roofline."
     )
@@ -260,7 +270,8 @@ class Profile(Section):
 
 
 Metric = Literal[
-    "accuracy", "accuracy_drop", "class_recall", "agreement", "latency_p50", "latency_p90", "latency_p99",
+    "accuracy", "accuracy_drop", "class_recall", "agreement",
+    "latency_p50", "latency_p90", "latency_p95", "latency_p99",
     "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "parity_error",
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
@@ -274,6 +285,7 @@ DIMENSIONS: dict[str, Dimension] = {
     "agreement": "share",
     "latency_p50": "time",
     "latency_p90": "time",
+    "latency_p95": "time",
     "latency_p99": "time",
     "speedup": "ratio",
     "throughput": "rate",
@@ -373,9 +385,9 @@ class Gate(Section):
         description="Measure the baseline again; false: compare with what its run measured; null: "
         "again where its files are there.",
     )
-    allow: list[Literal["machine", "precision", "threads", "runtime_version", "throttled"]] = Field(
-        [], description="Differences from the baseline that do not matter to you."
-    )
+    allow: list[
+        Literal["machine", "precision", "threads", "runtime_version", "limits", "throttled"]
+    ] = Field([], description="Differences from the baseline that do not matter to you.")
     metrics: str | None = Field(
         None,
         description="path/to/file.py:function or package.module:function, (logits, labels) -> "

@@ -17,7 +17,7 @@ from edgekd.profile.targets import find
 from edgekd.results import GateReport, ProfileReport
 
 _TIMED = {
-    "latency_p50", "latency_p90", "latency_p99", "speedup", "throughput",
+    "latency_p50", "latency_p90", "latency_p95", "latency_p99", "speedup", "throughput",
 }  # fmt: skip
 # Target, runtime, variant.
 Place = tuple[str, str, str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ def figures(
                 yield from _measured_again(m, source, gate, task.advance)
             elif pair in recorded:
                 yield from _recorded(pair)
-            of = (m.runtime, m.target, True, m.variant)
+            of = (m.runtime, m.target, True, m.variant, m.provenance)
             yield Figure("size_vs_baseline", m.size / pair.baseline.size, None, *of)
 
 
@@ -114,24 +115,30 @@ def _measured_again(
     of = (m.runtime, m.target)
     decided = _decided(gate, "latency_vs_baseline")
     value, interval, conclusive = compare(latencies(), decided, advance)
-    yield Figure("latency_vs_baseline", value, interval, *of, conclusive, m.variant)
+    yield Figure("latency_vs_baseline", value, interval, *of, conclusive, m.variant, m.provenance)
     value, interval = mean_ratio([launch.memory for launch in taken])
-    yield Figure("memory_vs_baseline", value, interval, *of, True, m.variant)
+    yield Figure("memory_vs_baseline", value, interval, *of, True, m.variant, m.provenance)
 
 
 def _recorded(pair: Pair) -> Iterator[Figure]:
     """From what was measured then: the widest ratio that both intervals allow."""
     m, then = pair.candidate, pair.baseline.record
     assert then is not None
-    of = (m.runtime, m.target)
+    of = partial(
+        Figure,
+        runtime=m.runtime,
+        target=m.target,
+        variant=m.variant,
+        provenance=m.provenance,
+        note="not run again",
+    )
     low, high = m.latency.p50_interval
     interval = (low / then.latency.p50_interval[1], high / then.latency.p50_interval[0])
     ratio = m.latency.p50 / then.latency.p50
     conclusive = m.conclusive and then.conclusive
-    note = "not run again"
-    yield Figure("latency_vs_baseline", ratio, interval, *of, conclusive, m.variant, note=note)
+    yield of("latency_vs_baseline", ratio, interval, conclusive=conclusive)
     memory = max(1, m.memory.model) / max(1, then.memory.model)
-    yield Figure("memory_vs_baseline", memory, None, *of, True, m.variant, note=note)
+    yield of("memory_vs_baseline", memory, None)
 
 
 def _decided(gate: Gate, metric: str) -> Callable[[Interval], bool]:
@@ -189,5 +196,6 @@ def _conditions(m: Measurement, environment: dict[str, Any]) -> dict[str, object
         "precision": m.precision,
         "threads": m.threads,
         "runtime_version": m.runtime_version,
+        "limits": environment.get("emulated"),
         "throttled": throttled(environment),
     }

@@ -87,6 +87,10 @@ def _check(budget: Budget, figure: Figure) -> Check:
         shown += f" ({figure.note})"
     place = "/".join(part for part in (figure.target, figure.runtime) if part)
     name = f"{budget.metric} of {figure.label!r}" if figure.label else budget.metric
+    if figure.provenance != "measured":
+        shown += f" ({figure.provenance})"
+    if figure.noisy:
+        shown += " (the machine was disturbed)"
     return Check(
         metric=budget.metric,
         label=figure.label,
@@ -97,6 +101,7 @@ def _check(budget: Budget, figure: Figure) -> Check:
         interval=figure.interval,
         limit=written,
         verdict=verdict,
+        provenance=figure.provenance,
         text=f"{name} on {place}: {shown}, budget {written}",
     )
 
@@ -104,6 +109,7 @@ def _check(budget: Budget, figure: Figure) -> Check:
 def _verdict(figure: Figure, limit: float, *, upper: bool) -> Verdict:
     """Latency-like figures: the whole interval must lie on one side of the limit.
 
+        provenance=figure.provenance,
     Accuracy and its like are counts on a fixed test split, not noisy readings: they pass when the
     count does. Where it does not, they fail only if the interval (sampling of that split) says
     that the difference is real; a handful of images is inconclusive.
@@ -122,7 +128,7 @@ def _verdict(figure: Figure, limit: float, *, upper: bool) -> Verdict:
     if all_within and figure.conclusive:
         return "pass"
     if all_beyond:
-        return "fail"
+        return "inconclusive" if figure.noisy else "fail"
     return "inconclusive"
 
 

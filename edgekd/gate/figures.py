@@ -8,7 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from edgekd.results import Accuracy, Interval, Parity, ProfileReport, Variant, VerifyReport
+from edgekd.results import (
+    Accuracy,
+    Interval,
+    Parity,
+    ProfileReport,
+    Provenance,
+    Variant,
+    VerifyReport,
+)
 from edgekd.statistics import clopper_pearson, paired_difference, wilson
 
 
@@ -16,6 +24,7 @@ from edgekd.statistics import clopper_pearson, paired_difference, wilson
 class Figure:
     """A value of one metric, in base units; exact figures (sizes, errors) have no interval.
 
+    `noisy` latencies and throughputs are of a machine that was disturbed: no worse in truth.
     `label` is the class that it is of, `note` what a reader should know of it.
     """
 
@@ -26,6 +35,8 @@ class Figure:
     target: str | None = None
     conclusive: bool = True
     variant: Variant = "f32"
+    provenance: Provenance = "measured"
+    noisy: bool = False
     label: str | None = None
     note: str = ""
 
@@ -70,16 +81,31 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         if m.role != "student":
             continue
         of = partial(
-            Figure, runtime=m.runtime, target=m.target, conclusive=m.conclusive, variant=m.variant
+            Figure,
+            runtime=m.runtime,
+            target=m.target,
+            conclusive=m.conclusive,
+            variant=m.variant,
+            provenance=m.provenance,
         )
-        yield of("latency_p50", m.latency.p50, m.latency.p50_interval)
-        yield of("latency_p90", m.latency.p90, m.latency.p90_interval)
-        yield of("latency_p99", m.latency.p99, m.latency.p99_interval)
-        yield of("throughput", m.throughput, m.throughput_interval)
+        timed = partial(of, noisy=bool(m.noise))
+        yield timed("latency_p50", m.latency.p50, m.latency.p50_interval)
+        yield timed("latency_p90", m.latency.p90, m.latency.p90_interval)
+        if m.latency.p95 is not None:
+            yield timed("latency_p95", m.latency.p95, m.latency.p95_interval)
+        yield timed("latency_p99", m.latency.p99, m.latency.p99_interval)
+        yield timed("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)
+    provenance = {m.target: m.provenance for m in profile.measurements}
     for c in profile.comparisons:
-        of = partial(Figure, runtime=c.runtime, target=c.target, variant=c.variant)
+        of = partial(
+            Figure,
+            runtime=c.runtime,
+            target=c.target,
+            variant=c.variant,
+            provenance=provenance[c.target],
+        )
         yield of("speedup", c.speedup, c.speedup_interval)
         yield of("memory_ratio", c.memory_ratio, None)
         yield of("compression", c.compression, None)

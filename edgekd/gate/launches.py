@@ -70,6 +70,7 @@ def launches(
                     for role, parts in models.items()
                 ],
                 "inputs": str(folder / "inputs.npy"),
+                "limits": target.limits and target.limits.for_device(),
                 "phases": ["latency"],
                 "batch_size": batch_size,
                 "throughput_batch_size": batch_size,

@@ -253,9 +253,9 @@ LINE: tuple[Stage, ...] = (
         tools=_RUNTIMES,
         shareable=True,
     ),
-    Stage("profile", 4, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
-    Stage("gate", 3, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 4, _report, ("*/*",), ""),
+    Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
+    Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
+    Stage("report", 5, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -63,6 +63,40 @@ class Ssh(Section):
         return value
 
 
+class Limits(Section):
+    """A smaller device, emulated on this one; what is measured under limits is labelled so."""
+
+    cpus: int | list[int] | Literal["big", "little"] | None = Field(
+        None, description="A number of cores, the numbers of cores, or the fast or the slow ones."
+    )
+    cpu_quota: float | None = Field(
+        None, ge=0.01, le=1024, description="Cores' worth of CPU time: 0.5 is half of one core."
+    )
+    memory: str | None = Field(None, description='Of each model\'s process: "512 MiB".')
+
+    @field_validator("cpus")
+    @classmethod
+    def _some(cls, value: int | list[int] | str | None) -> int | list[int] | str | None:
+        numbers = [value - 1] if isinstance(value, int) else value
+        if isinstance(numbers, list) and not (
+            numbers and len(set(numbers)) == len(numbers) and all(0 <= n < 4096 for n in numbers)
+        ):
+            raise ValueError("should be at least 1, or different core numbers from 0")
+        return value
+
+    @field_validator("memory")
+    @classmethod
+    def _enough_for_python(cls, value: str | None) -> str | None:
+        if value is not None and not 2**24 <= units.parse(value, "bytes") <= 2**50:
+            raise ValueError('should be between 16 MiB and 1 PiB, such as "512 MiB"')
+        return value
+
+    def for_device(self) -> dict[str, Any]:
+        """As in a plan: memory in bytes."""
+        memory = None if self.memory is None else round(units.parse(self.memory, "bytes"))
+        return {"cpus": self.cpus, "cpu_quota": self.cpu_quota, "memory": memory}
+
+
 class Target(Section):
     """A device and how models are measured on it."""
 
@@ -79,6 +113,7 @@ class Target(Section):
     arch: Name | None = Field(None, description="As `uname -m` says: aarch64, x86_64; checked.")
     cores: int | None = Field(None, ge=1, le=4096, description="For `edgekd targets check`.")
     memory: str | None = Field(None, description='"4 GiB"; for `edgekd targets check`.')
+    limits: Limits | None = Field(None, description="A smaller device, emulated on this one.")
     ssh: Ssh | None = Field(None, description="Where, for transport: ssh.")
 
     @field_validator("memory")

@@ -10,6 +10,7 @@ _WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "i
 _NAMES = {
     "latency_p50": "latency p50",
     "latency_p90": "latency p90",
+    "latency_p95": "latency p95",
     "latency_p99": "latency p99",
     "accuracy_drop": "accuracy drop",
     "class_recall": "recall of every class",
@@ -40,7 +41,8 @@ def metric_name(check: Check) -> str:
 def place(check: Check) -> str:
     """The runtime, the target for what was measured on one, and int8 for files that are."""
     runtime = check.runtime if check.variant == "f32" else f"{check.runtime} {check.variant}"
-    return f"{runtime} on {check.target}" if check.target else runtime
+    label = "" if check.provenance == "measured" else f" ({check.provenance})"
+    return f"{runtime} on {check.target}{label}" if check.target else runtime
 
 
 def measured(check: Check) -> Value:

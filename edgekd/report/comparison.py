@@ -280,6 +280,9 @@ def _unsettled(measured: dict[Role, Measurement]) -> str:
         notes.append(f"inconclusive: {' and '.join(open_roles)}")
     if drifting:
         notes.append(f"not steady: {' and '.join(drifting)}")
+    disturbed = [role for role, m in measured.items() if m.noise]
+    if disturbed:
+        notes.append(f"the machine was disturbed: {' and '.join(disturbed)}")
     return "; ".join(notes)
 
 

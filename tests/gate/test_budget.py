@@ -38,6 +38,18 @@ def test_the_whole_interval_must_be_on_one_side_of_the_limit(figure, verdict, co
     assert (report.verdict, report.exit_code) == (verdict, code)
 
 
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.010, "pass"), (0.030, "inconclusive"), (0.020, "inconclusive")]
+)
+def test_what_a_disturbed_machine_breaks_is_undecided_and_what_it_keeps_holds(value, verdict):
+    figure = Figure(
+        "latency_p50", value, (value - 1e-3, value + 1e-3), "onnxruntime", "local", noisy=True
+    )
+    report = check_budgets(gate(AT_MOST_20_MS), [figure])
+    assert report.verdict == verdict
+    assert "disturbed" in report.checks[0].text
+
+
 @pytest.mark.parametrize("policy", ["warn", "pass"])
 def test_the_policy_lets_an_undecided_budget_through_but_says_so(policy):
     report = check_budgets(gate(AT_MOST_20_MS, on_inconclusive=policy), [latency(0.02, 0.01, 0.03)])

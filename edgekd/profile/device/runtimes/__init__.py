@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 
 
 class Session(Protocol):
-    """One loaded model, ready to infer. `precision` is what the runtime says that it executes."""
+    """One loaded model, ready to infer. `precision` is what the runtime says that it executes.
+
+    `compile_seconds` is the part of loading that compiles; None where a runtime does not separate it.
+    """
 
     precision: str
+    compile_seconds: float | None
 
     def __init__(self, path: str, threads: int, precision: str) -> None:
         """Load the file. Raises ValueError when the runtime cannot execute that precision."""
@@ -50,6 +54,10 @@ class Session(Protocol):
     @staticmethod
     def version() -> str:
         """The runtime's version."""
+
+    @staticmethod
+    def build() -> str:
+        """What the runtime says of how it was built."""
 
     @staticmethod
     def warm() -> None:

@@ -46,6 +46,7 @@ class OnnxRuntime:
         import onnxruntime
 
         self._session = _open(path, threads)
+        self.compile_seconds: float | None = None
         self._inputs = [entry.name for entry in self._session.get_inputs()]
         self._outputs = [entry.name for entry in self._session.get_outputs()]
         self.precision = _PRECISIONS.get(self._session.get_inputs()[0].type, "unknown")
@@ -135,6 +136,13 @@ class OnnxRuntime:
         import onnxruntime
 
         return str(onnxruntime.__version__)
+
+    @staticmethod
+    def build() -> str:
+        """Commit and build type."""
+        import onnxruntime
+
+        return str(onnxruntime.get_build_info())
 
     @staticmethod
     def warm() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,12 @@ class OpenVino:
     """CPU plug-in, latency mode. Unless told otherwise it runs f32 files in bf16 or f16 where it can."""
 
     def __init__(self, path: str, threads: int, precision: str) -> None:
-        self._compiled = _compile(path, threads, precision)
+        import openvino
+
+        model = openvino.Core().read_model(path)
+        started = time.perf_counter()
+        self._compiled = _compile(model, threads, precision)
+        self.compile_seconds: float | None = time.perf_counter() - started
         self.precision = _precision(self._compiled)
         if self.precision != precision:
             raise ValueError(f"openvino executes this file in {self.precision}, not in {precision}")
@@ -116,6 +122,13 @@ class OpenVino:
         import openvino
 
         return str(openvino.__version__).partition("-")[0]
+
+    @staticmethod
+    def build() -> str:
+        """Version with build number, commit and branch."""
+        import openvino
+
+        return str(openvino.get_version())
 
     @staticmethod
     def warm() -> None:
