@@ -117,6 +117,8 @@ def accept(
     except ValidationError as error:
         raise StageError(f"the browser's result is malformed: {first_problem(error)}") from None
     _check_plan(answer, plan)
+    hidden = answer.environment.page_was_hidden
+    noise = ["the page was not in front all the time: browsers slow it down"] if hidden else []
     results: dict[str, Any] = {}
     samples: dict[str, np.ndarray] = {}
     for model in plan["models"]:
@@ -124,11 +126,12 @@ def accept(
         error = max(
             _error(model, phase, inputs) for phase in (said.latency, said.throughput) if phase
         )
-        results[model["id"]] = _result(said, plan, error)
+        results[model["id"]] = {**_result(said, plan, error), "noise": noise}
         for name in plan["phases"]:
             phase = getattr(said, name)
             samples[f"{model['id']}/{name}"] = np.array(phase.seconds)
             samples[f"{model['id']}/{name}/rounds"] = np.array(phase.rounds, np.int32)
+            samples[f"{model['id']}/{name}/launches"] = np.zeros(len(phase.rounds), np.int32)
     facts = answer.environment.model_dump()
     return {
         "models": results,
@@ -230,8 +233,6 @@ def _warnings(answer: Answer, plan: dict[str, Any]) -> list[str]:
             "the page was not cross-origin isolated (plain http): one thread, and a clock that "
             f"ticks every {tick}"
         )
-    if said.page_was_hidden:
-        found.append("the page was not in front all the time: browsers slow hidden pages down")
     for model in plan["models"]:
         mine = answer.models[model["id"]]
         if mine.threads != model["threads"]:

@@ -28,6 +28,7 @@ from edgekd.profile.device.measure import (
 )
 from edgekd.profile.device.runtimes.onnxruntime import ONE_NODE
 from edgekd.profile.parcel import pack
+from edgekd.profile.received import printable
 from edgekd.profile.targets import Browser as Settings
 from edgekd.profile.targets import Target
 from edgekd.profile.transport import transport
@@ -54,7 +55,7 @@ class Browser:
         tell: Callable[[dict[str, Any]], None],
     ) -> None:
         """Serve the page until somebody has opened it and it has sent its result."""
-        settings = target.browser
+        settings = target.browser or Settings()
         tls = _tls(settings)
         exchange = _exchange(plan)
         with serving(exchange, settings.host, settings.port, tls) as port:
@@ -75,7 +76,9 @@ def _exchange(plan: dict[str, Any]) -> Exchange:
     builds = {model["runtime"]: assets.BUILDS[model["runtime"]] for model in plan["models"]}
     runtime = assets.read(name for build in builds.values() for name in build.files)
     batch_sizes = {"latency": plan["batch_size"], "throughput": plan["throughput_batch_size"]}
-    here = {**plan, "batch_sizes": batch_sizes, "phases": plan.get("phases", list(batch_sizes))}
+    # Of MLPerf's scenarios only those that need nothing else: MultiStream is not measured there.
+    phases = [phase for phase in plan.get("phases", batch_sizes) if phase in batch_sizes]
+    here = {**plan, "batch_sizes": batch_sizes, "phases": phases}
     shown = {
         "models": [
             _shown(model, builds[model["runtime"]], parcel.files) for model in parcel.plan["models"]
@@ -143,19 +146,14 @@ def _wait(
         if kind == "claimed":
             print(f"  opened from {value}", file=sys.stderr)
         elif kind == "progress":
-            tell({**value, "width": value["width"]})
+            tell(value)
         elif kind == "failed":
-            raise StageError(f"the browser says: {_plain(value)}", where=where)
+            raise StageError(f"the browser says: {printable(value)}", where=where)
         elif kind == "error":
             raise StageError(value.what, where=where, fix=value.fix)
         elif kind == "result":
             result: tuple[dict[str, Any], dict[str, np.ndarray]] = value
             return result
-
-
-def _plain(text: str) -> str:
-    """Without control characters: it goes to a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text)
 
 
 def _tls(settings: Settings) -> tuple[Path, Path] | None:
