@@ -59,7 +59,11 @@ class Chromium:
         return message
 
     def _listen(self, method, params):
-        if method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning", "assert"):
+        if method == "Runtime.consoleAPICalled" and params["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
             self.complaints.append(str([a.get("value", a) for a in params["args"]]))
         elif method == "Runtime.exceptionThrown":
             self.complaints.append(json.dumps(params["exceptionDetails"])[:500])

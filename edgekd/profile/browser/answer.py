@@ -1,4 +1,4 @@
-"""What a page sends back: validated, compared with ONNX Runtime's outputs, in the schema of `device/measure.py`."""
+"""What a page sends back: validated, and compared with ONNX Runtime's outputs here."""
 
 from __future__ import annotations
 

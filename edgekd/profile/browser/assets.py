@@ -1,4 +1,4 @@
-"""ONNX Runtime Web, the npm package `onnxruntime-web`: one pinned version, fetched once, read from its archive.
+"""ONNX Runtime Web from npm: one pinned version, fetched once, read from its archive.
 
 Nothing is unpacked: the few files that a page needs are read by name from an archive whose SHA-512
 is pinned here.
@@ -22,9 +22,7 @@ from edgekd.errors import StageError
 
 VERSION = "1.30.0"
 # As `npm view onnxruntime-web@VERSION dist.integrity` says.
-_SHA512 = (
-    "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-)
+_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
 _SIZE, _SECONDS = 64 << 20, 60
 _NAME = f"onnxruntime-web-{VERSION}.tgz"
 

@@ -44,7 +44,7 @@ _TICKS_PER_SAMPLE = 200
 class Browser:
     """Each model in a worker with a runtime of its own; outputs are held against ONNX Runtime's here."""
 
-    runtimes: ClassVar = {name: ("onnx",) for name in assets.BUILDS}
+    runtimes: ClassVar = dict.fromkeys(assets.BUILDS, ("onnx",))
     by_hand: ClassVar = True
 
     def measure(
@@ -109,9 +109,7 @@ def _exchange(plan: dict[str, Any]) -> Exchange:
     )
 
 
-def _shown(
-    model: dict[str, Any], build: assets.Build, files: dict[str, Path]
-) -> dict[str, Any]:
+def _shown(model: dict[str, Any], build: assets.Build, files: dict[str, Path]) -> dict[str, Any]:
     """A model as the page needs it; `files` are the model's own, then its external data."""
     folder = PurePosixPath(model["path"]).parent
     parts = [name for name in files if PurePosixPath(name).parent == folder]
