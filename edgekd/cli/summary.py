@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from edgekd.pipeline.run import Run
+    from edgekd.results import ProfileReport
 
 # In a pipe or a log there is no width to fit.
 _WIDTH_OF_A_LOG = 120
@@ -16,14 +19,9 @@ _WIDTH_OF_A_LOG = 120
 
 def print_summary(run: Run) -> None:
     """Print the summary table of what the run holds, and the report's path."""
-    from rich.console import Console
-
     from edgekd.report.summary import table
 
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=_WIDTH_OF_A_LOG)
-    console.print(table(run))
+    _console().print(table(run))
     report = run.path / "report.html"
     if not report.exists():
         return
@@ -32,3 +30,21 @@ def print_summary(run: Run) -> None:
         click.echo(f"report: {report}")
     else:
         click.echo(f"{report} is older than these figures: `edgekd report {run.path}` renews it")
+
+
+def print_profile(profile: ProfileReport) -> None:
+    """Print what was measured, and what of it is in doubt."""
+    from edgekd.report.summary import measured_table
+
+    _console().print(measured_table(profile))
+    for warning in profile.warnings:
+        click.echo(f"note: {warning}")
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console = Console(width=_WIDTH_OF_A_LOG)
+    return console

@@ -20,8 +20,8 @@ from edgekd.report.checks import (
     verdict_word,
 )
 from edgekd.report.comparison import Group, Row, groups
-from edgekd.report.contents import Contents, read
-from edgekd.results import GateReport, Verdict
+from edgekd.report.contents import Contents, contents_of, read
+from edgekd.results import GateReport, ProfileReport, Verdict
 
 if TYPE_CHECKING:
     from edgekd.pipeline.run import Run
@@ -46,6 +46,14 @@ def table(run: Run) -> Table:
     contents = read(run)
     page = Table.grid()
     for part in (*_comparison(groups(contents)), *_closing(contents)):
+        page.add_row(part)
+    return page
+
+
+def measured_table(profile: ProfileReport) -> Table:
+    """What was measured, without a run around it."""
+    page = Table.grid()
+    for part in _comparison(groups(contents_of(profile))):
         page.add_row(part)
     return page
 
