@@ -258,17 +258,18 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
 
 
 def _checked_there(measured: dict[Role, Measurement]) -> Iterator[Row]:
-    """What a device that was reached by a bundle found of the outputs."""
+    """What was found of the outputs: by a bundle's device itself, or here of a browser's."""
     parity = {role: m.device_parity for role, m in measured.items() if m.device_parity}
-    if not parity:
-        return
-    accuracies = {role: Value(p.accuracy, "share") for role, p in parity.items()}
-    errors = {role: Value(p.max_error, "number") for role, p in parity.items()}
-    for label, values in (
-        (f"accuracy there, {max(p.samples for p in parity.values())} samples", accuracies),
-        ("parity error there", errors),
-    ):
-        yield Row(label, values.get("teacher"), values.get("student"))
+    if parity:
+        label = f"accuracy there, {max(p.samples for p in parity.values())} samples"
+        accuracies = {role: Value(p.accuracy, "share") for role, p in parity.items()}
+        yield Row(label, accuracies.get("teacher"), accuracies.get("student"))
+    errors = {role: p.max_error for role, p in parity.items()} | {
+        role: m.parity_error for role, m in measured.items() if m.parity_error is not None
+    }
+    if errors:
+        values = {role: Value(error, "number") for role, error in errors.items()}
+        yield Row("parity error there", values.get("teacher"), values.get("student"))
 
 
 def _bytes(counts: dict[Role, int | None]) -> dict[Role, Value]:

@@ -14,6 +14,7 @@ from edgekd.config.units import format_quantity
 from edgekd.errors import StageError
 from edgekd.profile.device.measure import drifts, relative_width
 from edgekd.profile.device.runtimes import load
+from edgekd.profile.received import printable
 
 # Output values per model and phase that are compared, and samples that are believed.
 OUTPUT_LIMIT, _SAMPLES = 65_536, 1_000_000
@@ -91,7 +92,7 @@ class Environment(_Answer):
     architecture: Text | None
     system: Text | None
     cores: Annotated[int, Field(ge=1, le=4096)] | None
-    memory_gib_at_most_8: Annotated[float, Field(gt=0, le=1024)] | None
+    memory_gib_rounded: Annotated[float, Field(gt=0, le=1024)] | None
     cross_origin_isolated: bool
     clock_tick_seconds: Annotated[float, Field(gt=0, le=10)]
     page_was_hidden: bool
@@ -104,10 +105,32 @@ class Answer(_Answer):
     environment: Environment
 
 
+def references(plan: dict[str, Any], inputs: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    """What ONNX Runtime answers here to inputs (n, …) float32, by model and phase, flattened.
+
+    Raises StageError for a model that it does not run.
+    """
+    found = {}
+    for model in plan["models"]:
+        try:
+            session = load("onnxruntime", model["path"], threads=1, precision=model["precision"])
+            for phase in plan["phases"]:
+                shape = (plan["batch_sizes"][phase], *inputs.shape[1:])
+                outputs = session.run(np.ascontiguousarray(np.resize(inputs, shape)))
+                values = np.concatenate([y.astype(np.float32).ravel() for y in outputs])
+                found[model["id"], phase] = values[:OUTPUT_LIMIT]
+        except Exception as error:
+            reason = printable(str(error).splitlines()[0] if str(error) else repr(error), 300)
+            raise StageError(
+                f"{model['id']}: ONNX Runtime cannot run it here, to compare with: {reason}"
+            ) from None
+    return found
+
+
 def accept(
-    body: bytes, plan: dict[str, Any], inputs: np.ndarray
+    body: bytes, plan: dict[str, Any], expected: dict[tuple[str, str], np.ndarray]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """`result.json` and the samples, from what a page posted for this plan and inputs (n, …) float32.
+    """`result.json` and the samples, from what a page posted; `expected` is from `references`.
 
     Raises StageError for an answer that is malformed, to another plan, or whose outputs are not
     those of ONNX Runtime on this machine.
@@ -124,7 +147,8 @@ def accept(
     for model in plan["models"]:
         said = answer.models[model["id"]]
         error = max(
-            _error(model, phase, inputs) for phase in (said.latency, said.throughput) if phase
+            _error(model, getattr(said, name), expected[model["id"], name])
+            for name in plan["phases"]
         )
         results[model["id"]] = {**_result(said, plan, error), "noise": noise}
         for name in plan["phases"]:
@@ -167,16 +191,12 @@ def _check_plan(answer: Answer, plan: dict[str, Any]) -> None:
                     refuse("the models did not take turns")
 
 
-def _error(model: dict[str, Any], phase: Phase, inputs: np.ndarray) -> float:
+def _error(model: dict[str, Any], phase: Phase, reference: np.ndarray) -> float:
     """max|Δ| / max|reference| over the first output values. Raises StageError beyond tolerance."""
-    x = np.ascontiguousarray(np.resize(inputs, (phase.batch_size, *inputs.shape[1:])))
-    session = load("onnxruntime", model["path"], threads=1, precision=model["precision"])
-    reference = np.concatenate([y.astype(np.float32).ravel() for y in session.run(x)])
     try:
         found = np.frombuffer(base64.b64decode(phase.outputs, validate=True), "<f4")
     except (ValueError, binascii.Error):
         found = np.zeros(0, np.float32)
-    reference = reference[:OUTPUT_LIMIT]
     if found.shape != reference.shape:
         raise StageError(f"{model['id']}: the browser's outputs are not as many as ONNX Runtime's")
     error = np.abs(found.astype(np.float64) - reference).max()

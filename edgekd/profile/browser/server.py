@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from pydantic import ValidationError
 
@@ -130,6 +131,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """An object of the table, or 404."""
         key, _, path = self.path.removeprefix("/").partition("/")
+        path = unquote(path)
         exchange = self.exchange
         if exchange.finished:
             return self._refuse(410, "this measurement is over")

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgekd.errors import StageError, UsageError
 from edgekd.profile.browser import assets
-from edgekd.profile.browser.answer import OUTPUT_LIMIT, accept
+from edgekd.profile.browser.answer import OUTPUT_LIMIT, accept, references
 from edgekd.profile.browser.server import TYPES, Exchange, serving
 from edgekd.profile.device.measure import (
     BLOCK_SECONDS,
@@ -79,6 +79,7 @@ def _exchange(plan: dict[str, Any]) -> Exchange:
     # Of MLPerf's scenarios only those that need nothing else: MultiStream is not measured there.
     phases = [phase for phase in plan.get("phases", batch_sizes) if phase in batch_sizes]
     here = {**plan, "batch_sizes": batch_sizes, "phases": phases}
+    expected = references(here, inputs)
     shown = {
         "models": [
             _shown(model, builds[model["runtime"]], parcel.files) for model in parcel.plan["models"]
@@ -105,7 +106,7 @@ def _exchange(plan: dict[str, Any]) -> Exchange:
         page={**page, **{f"ort/{name}": content for name, content in runtime.items()}},
         data={**models, "inputs": inputs.astype("<f4").tobytes()},
         plan=shown,
-        accept=lambda body: accept(body, here, inputs),
+        accept=lambda body: accept(body, here, expected),
     )
 
 

@@ -24,7 +24,7 @@ async function post(path, body) {
 }
 
 async function get(path) {
-  const response = await fetch(new URL(path, session));
+  const response = await fetch(new URL(path.split("/").map(encodeURIComponent).join("/"), session));
   if (!response.ok) throw new Error(`${path}: ${response.status} ${response.statusText}`);
   return response.arrayBuffer();
 }
@@ -130,7 +130,7 @@ async function environment(tick, hidden) {
     architecture: known(more.architecture && `${more.architecture} ${more.bitness ?? ""}`.trim()),
     system: known(`${agent?.platform ?? navigator.platform} ${more.platformVersion ?? ""}`.trim()),
     cores: navigator.hardwareConcurrency ?? null,
-    memory_gib_at_most_8: navigator.deviceMemory ?? null,
+    memory_gib_rounded: navigator.deviceMemory ?? null,
     cross_origin_isolated: self.crossOriginIsolated === true,
     clock_tick_seconds: tick,
     page_was_hidden: hidden,
@@ -144,6 +144,7 @@ async function keepAwake() {
 
 // ---- What people see
 
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 const short = (id) => id.split("/").pop();
 
 function byRuntime(plan) {
@@ -245,7 +246,7 @@ class View {
       const details = [interval ? `${time(interval[0])} – ${time(interval[1])}` : "too few samples"];
       const throughput = models[id].throughput;
       if (throughput) {
-        const rate = throughput.batch_size / median(throughput.seconds);
+        const rate = throughput.batch_size / mean(throughput.seconds);
         details.push(`${Number(rate.toPrecision(3)).toLocaleString("en")} /s at batch ${throughput.batch_size}`);
       }
       card.detail.textContent = details.join(" · ");
