@@ -21,7 +21,7 @@ from edgekd.cli.summary import print_profile
               help="For each model and batch size, at most.")  # fmt: skip
 @click.option("--host", help="browser: serve at this address; 0.0.0.0 for other devices.")
 @click.option("--port", type=int, help="browser: serve at this port.  [default: a free one]")
-@click.option("--cert", "certificate", help="browser: PEM certificate, for https.")
+@click.option("--certificate", help="browser: PEM certificate, for https.")
 @click.option("--key", help="browser: the certificate's PEM key.")
 @click.option("--open", "open_", is_flag=True, help="browser: open the page here.")
 @click.option("--quiet", "-q", is_flag=True, help="No progress; links, errors and results only.")

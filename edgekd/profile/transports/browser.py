@@ -201,8 +201,8 @@ def _announce(url: str, settings: Settings, port: int) -> None:
     say(_half_blocks(segno.make(url, micro=False).matrix_iter(border=2)))
     if not settings.certificate:
         say(
-            "  over plain http browsers give one thread and a coarse clock; for more: --cert and "
-            f"--key,\n  or a cable: {cable} and http://localhost:{port}/… on the phone"
+            "  over plain http browsers give one thread and a coarse clock; for more: --certificate "
+            f"and --key,\n  or a cable: {cable} and http://localhost:{port}/… on the phone"
         )
 
 
