@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 
 from edgekd.config.schema import Budget, Gate, Profile
 from edgekd.errors import StageError, UsageError
-from edgekd.gate.budget import check_budgets, measured
+from edgekd.gate.budget import check_budgets
+from edgekd.gate.figures import measured
 from edgekd.gate.outputs import markdown
 from edgekd.profile import transport
 from edgekd.profile.device import limits, measure
