@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ def main(arguments: list[str]) -> int:
 
     command, plan, folder = arguments
     assert command == "measure"
+    # Told to end, it leaves no worker and no control group behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         measure(json.loads(Path(plan).read_text()), Path(folder), _say)
     except MeasureError as error:
