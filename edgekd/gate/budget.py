@@ -104,8 +104,9 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
             Figure, runtime=m.runtime, target=m.target, conclusive=m.conclusive, variant=m.variant
         )
         yield of("latency_p50", m.latency.p50, m.latency.p50_interval)
-        yield of("latency_p90", m.latency.p90, m.latency.p90_interval)
-        yield of("latency_p99", m.latency.p99, m.latency.p99_interval)
+        if m.latency.kind == "call":
+            yield of("latency_p90", m.latency.p90, m.latency.p90_interval)
+            yield of("latency_p99", m.latency.p99, m.latency.p99_interval)
         yield of("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgekd.profile.device.intervals import quantile_ranks
-from edgekd.results import Interval, Latency
+from edgekd.results import Interval, Latency, SampleKind
 
 QUANTILES = (0.5, 0.9, 0.99)
 _RESAMPLES, _BINS = 1000, 4096
@@ -27,7 +27,13 @@ class Samples:
 
 
 def summarise(
-    samples: Samples, *, batch_size: int, steady: bool, key: str, seed: int = 0
+    samples: Samples,
+    *,
+    batch_size: int,
+    steady: bool,
+    key: str,
+    kind: SampleKind = "call",
+    seed: int = 0,
 ) -> Latency:
     """p50, p90, p99 with 95 % intervals; `key` says where the samples are kept.
 
@@ -58,6 +64,7 @@ def summarise(
         p99_interval=intervals[2],
         steady=steady,
         samples=key,
+        kind=kind,
     )
 
 
