@@ -158,6 +158,7 @@ def _warm_up(workers: list[_Worker], limit: float) -> list[tuple[int, bool]]:
 
 
 def relative_width(medians: np.ndarray) -> float:
+    """Of the 95 % interval of the median, as a share of it; infinite for too few values."""
     interval = quantile_interval(medians, 0.5)
     return float("inf") if interval is None else (interval[1] - interval[0]) / np.median(medians)
 

@@ -15,7 +15,6 @@ import select
 import shlex
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -135,14 +134,14 @@ def _adb(arguments: list[str], *, seconds: float) -> str:
     try:
         done = subprocess.run(
             ["adb", *arguments], stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds,
-            text=True, errors="replace",
+            text=True, errors="replace", check=False,
         )  # fmt: skip
     except FileNotFoundError:
         raise UsageError("adb is not installed", fix="apt install adb") from None
     except subprocess.TimeoutExpired:
         raise StageError(f"adb gave no answer for {seconds:.0f} s") from None
     if done.returncode != 0:
-        raise StageError(f"adb failed: {_last_words(done.stdout + done.stderr)}")
+        raise StageError(f"adb failed: {_last_words(done.stderr or done.stdout)}")
     return done.stdout
 
 
@@ -157,7 +156,9 @@ class _Device:
         """What a short script prints. Raises StageError with its last words when it fails."""
         script = f"cd {shlex.quote(self.folder)} && {{ {script}\n}} 2>&1"
         end = secrets.token_hex(8)
-        lines = list(self._lines(f"{script}; echo; echo {end} $? 0", end, silence=_SHORT))
+        lines = list(
+            self._lines(f"{script}; code=$?; echo; echo {end} $code 0", end, silence=_SHORT)
+        )
         code, _ = _ending(lines.pop(), end)
         if code != 0:
             raise StageError(f"the device says: {_last_words(chr(10).join(lines))}")
@@ -191,7 +192,7 @@ class _Device:
         with (
             tempfile.TemporaryFile() as log,
             subprocess.Popen(
-                ["adb", "-s", self.serial, "shell", "-T", script], bufsize=0,
+                ["adb", "-s", self.serial, "shell", script], bufsize=0,
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             ) as process,
         ):  # fmt: skip
@@ -302,7 +303,7 @@ class _Device:
     def locked(self) -> Iterator[None]:
         """Hold the device for one job. Raises StageError when another one has it."""
         with subprocess.Popen(
-            ["adb", "-s", self.serial, "shell", "-T", _LOCK.format(folder=shlex.quote(self.folder))],
+            ["adb", "-s", self.serial, "shell", _LOCK.format(folder=shlex.quote(self.folder))],
             bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         ) as process:  # fmt: skip
             try:
