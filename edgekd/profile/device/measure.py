@@ -108,7 +108,7 @@ def _rounds(
             blocks[position].append(times)
             spent[position] += float(times.sum())
         medians = [np.array([np.median(block) for block in mine]) for mine in blocks]
-        widths = [relative_width(values) for values in medians]
+        widths = [_relative_width(values) for values in medians]
         narrow = [width < plan["interval"] for width in widths]
         say(
             {
@@ -130,7 +130,7 @@ def _rounds(
             {
                 "warmup": calls,
                 "conclusive": bool(done),
-                "steady": bool(settled and not drifts(values, plan["interval"])),
+                "steady": bool(settled and not _drifts(values, plan["interval"])),
             },
         )
         for mine, values, (calls, settled), done in zip(blocks, medians, warm, narrow, strict=True)
@@ -157,13 +157,12 @@ def _warm_up(workers: list[_Worker], limit: float) -> list[tuple[int, bool]]:
     return [(count, steady(values)) for count, values in zip(calls, medians, strict=True)]
 
 
-def relative_width(medians: np.ndarray) -> float:
-    """Of the 95 % interval of the median, as a share of it; infinite for too few values."""
+def _relative_width(medians: np.ndarray) -> float:
     interval = quantile_interval(medians, 0.5)
     return float("inf") if interval is None else (interval[1] - interval[0]) / np.median(medians)
 
 
-def drifts(medians: np.ndarray, interval: float) -> bool:
+def _drifts(medians: np.ndarray, interval: float) -> bool:
     """Whether the first and the last third differ by more than noise of the asked width allows."""
     third = len(medians) // 3
     if third < 2:

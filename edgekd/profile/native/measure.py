@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgekd.errors import StageError
-from edgekd.profile.device.measure import drifts, relative_width
+from edgekd.profile.device.measure import _drifts, _relative_width
 from edgekd.profile.native.tool import Figures, Job, Tool
 from edgekd.profile.parcel import content_path
 
@@ -82,7 +82,7 @@ def measure(
     results: dict[str, Any] = {model.id: {"baseline_rss": baseline} for model in models}
     samples: dict[str, np.ndarray] = {}
     batch_sizes = {"latency": plan["batch_size"], "throughput": plan["throughput_batch_size"]}
-    for phase in plan.get("phases", batch_sizes):
+    for phase in plan.get("phases", ("latency", "throughput")):
         batch = np.resize(inputs, (batch_sizes[phase], *inputs.shape[1:]))
         for model in models:
             about = _prepare(device, tool, model, batch)
@@ -97,9 +97,10 @@ def measure(
                 "warmup": model.job.calls,
             }  # fmt: skip
             samples[f"{model.id}/{phase}"] = np.concatenate(times)
-            samples[f"{model.id}/{phase}/rounds"] = np.repeat(
-                np.arange(len(times), dtype=np.int32), [len(block) for block in times]
-            )
+            # Every run is a process of its own: a round is a launch.
+            rounds = np.arange(len(times), dtype=np.int32)
+            for each in ("rounds", "launches"):
+                samples[f"{model.id}/{phase}/{each}"] = np.repeat(rounds, [len(t) for t in times])
     result = {"models": results, "environment": environment, "warnings": _caveats(tool)}
     np.savez(folder / "samples.npz", **samples)  # type: ignore[arg-type]
     (folder / "result.json").write_text(json.dumps(result, indent=2))
@@ -173,7 +174,7 @@ def _rounds(
             model.blocks.append(_run(device, tool, model.job)[0])
         medians = [np.array([block.median for block in model.blocks]) for model in models]
         spent = [float(m.sum()) * model.job.calls for m, model in zip(medians, models, strict=True)]
-        widths = [relative_width(values) for values in medians]
+        widths = [_relative_width(values) for values in medians]
         narrow = [width < plan["interval"] for width in widths]
         say(
             {
@@ -187,7 +188,7 @@ def _rounds(
         if (all(narrow) and min(spent) >= plan["min_seconds"]) or max(spent) >= plan["max_seconds"]:
             break
     return [
-        {"conclusive": bool(done), "steady": not drifts(values, plan["interval"])}
+        {"conclusive": bool(done), "steady": not _drifts(values, plan["interval"])}
         for done, values in zip(narrow, medians, strict=True)
     ]
 

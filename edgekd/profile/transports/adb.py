@@ -320,11 +320,11 @@ class _Device:
                 else:
                     raise StageError(f"the device says: {_last_words(chr(10).join(words))}")
                 yield
+            finally:
                 assert process.stdin is not None
                 process.stdin.close()
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(5)
-            finally:
                 process.kill()
 
     @contextlib.contextmanager
