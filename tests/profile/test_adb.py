@@ -215,7 +215,7 @@ class TestNative:
         )
         for m in report.measurements:
             assert m.latency.kind == "median"
-            assert m.latency.count == len(samples[m.latency.samples]) <= 10
+            assert m.latency.count == len(samples[m.latency.samples])
             assert 1e-6 < m.latency.p50 < 1
             assert m.precision == "f32"
             assert m.runtime_version[:3] == "202"

@@ -150,13 +150,19 @@ def _prepare(device: Device, tool: Tool, model: _Model, batch: np.ndarray) -> di
             f"{model.id}: {tool.runtime} executes this file in {probe.precision}, "
             f"not in {model.job.precision}"
         )
-    calls = round(BLOCK_SECONDS / max(probe.median, 1e-9))
-    model.job = replace(model.job, calls=min(max(calls, _LEAST_CALLS), _MOST_CALLS))
-    _, peak = _run(device, tool, model.job, peak=True)
+    model.job = replace(model.job, calls=_block_calls(probe))
+    warm, peak = _run(device, tool, model.job, peak=True)
+    model.job = replace(model.job, calls=_block_calls(warm))
     return {
         "peak_rss": peak, "load": probe.load, "first": probe.first,
         "precision": probe.precision, "version": probe.version,
     }  # fmt: skip
+
+
+def _block_calls(figures: Figures) -> int:
+    """How many calls take as long as a block should."""
+    calls = round(BLOCK_SECONDS / max(figures.median, 1e-9))
+    return min(max(calls, _LEAST_CALLS), _MOST_CALLS)
 
 
 def _rounds(

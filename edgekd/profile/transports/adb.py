@@ -141,7 +141,10 @@ def _adb(arguments: list[str], *, seconds: float) -> str:
     except subprocess.TimeoutExpired:
         raise StageError(f"adb gave no answer for {seconds:.0f} s") from None
     if done.returncode != 0:
-        raise StageError(f"adb failed: {_last_words(done.stderr or done.stdout)}")
+        # A push prints its error before its summary, and on standard output.
+        lines = (done.stderr + done.stdout).splitlines()
+        words = [line for line in lines if "error:" in line] or lines
+        raise StageError(f"adb failed: {_last_words(chr(10).join(words))}")
     return done.stdout
 
 

@@ -44,7 +44,7 @@ class OpenVino:
         outputs.
         """
         self._request.infer(share_outputs=True)
-        return round(self._request.latency * 1e6)
+        return int(self._request.latency * 1e6)
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """The outputs as new arrays."""
