@@ -27,8 +27,12 @@ STDIN, STDOUT, STDERR, EXIT, CLOSE_STDIN = range(5)
 class AdbDevice:
     """A context manager; `port` for `adb connect 127.0.0.1:PORT`, `services` what was opened."""
 
-    def __init__(self, root, *, features=("shell_v2", "cmd", "stat_v2"), authorized=True):
+    def __init__(
+        self, root, *, features=("shell_v2", "cmd", "stat_v2"), authorized=True,
+        shell="/bin/sh", path="/usr/bin:/bin",
+    ):  # fmt: skip
         self.root, self.features, self.authorized = root, features, authorized
+        self.shell, self.path = shell, path
         self.services = []
         self.pushed = []
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -163,11 +167,11 @@ class _Stream:
         self.connection.streams.pop(self.number, None)
 
     def _shell(self, command, *, v2):
-        root = self.connection.device.root
+        device, root = self.connection.device, self.connection.device.root
         process = subprocess.Popen(
-            ["/bin/sh", "-c", command], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [device.shell, "-c", command], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE if v2 else subprocess.STDOUT, start_new_session=True,
-            env={"PATH": f"{root}/bin:/usr/bin:/bin", "HOME": str(root), "OMP_NUM_THREADS": "1"},
+            env={"PATH": f"{root}/bin:{device.path}", "HOME": str(root), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         threading.Thread(target=self._feed, args=(process, v2), daemon=True).start()
         readers = [

@@ -255,6 +255,36 @@ class TestNative:
         assert gone(device)
 
 
+@pytest.fixture
+def android(tmp_path):
+    """A device with Android's shell and tools, and no others."""
+    if not (shutil.which("mksh") and shutil.which("toybox")):
+        pytest.skip("mksh and toybox are not installed")
+    tools = tmp_path / "toybox"
+    tools.mkdir()
+    for name in subprocess.check_output(["toybox"], text=True).split():
+        (tools / name).symlink_to(shutil.which("toybox"))
+    with attached(tmp_path / "android", shell=shutil.which("mksh"), path=str(tools)) as found:
+        yield found
+
+
+class TestAndroidsOwnShell:
+    def test_python(self, exported, android):
+        report, _ = measure(exported, android)
+        assert len(report.measurements) == 1
+        assert gone(android)
+        assert not (folder(android) / "lock").exists()
+
+    @pytest.mark.slow
+    def test_a_native_tool(self, exported, android):
+        report, _ = measure(exported, android, **tool(android))
+        assert report.measurements[0].memory.peak_rss > 10_000_000
+        assert report.environment["phone"]["cores"] >= 1
+        with pytest.raises(StageError, match="exit code 127"):
+            measure(exported, android, runner="onnxruntime_perf_test", runner_path="/nowhere/x")
+        assert gone(android)
+
+
 class TestParsing:
     job = Job("m", "f", (1,), True, 1, "f32", calls=2)
     good = b"m,1.5e-05,100,99,0\nm,2e-05,100,99,1\n"
