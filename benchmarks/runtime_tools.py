@@ -225,7 +225,8 @@ def table(folder: Path, options: argparse.Namespace) -> str:
             f"Same file, one thread, float32, batch 1. {options.launches} launches of fresh processes, "
             f"in each {options.blocks} blocks of {options.seconds} s in turn. Medians; the ratio is "
             f"edgekd's over the tool's, with the 95 % interval of its median over launches. "
-            f"Overhead is the difference per call. Within {GOAL:.0%} with the whole interval: {met} of {len(rows)}.",
+            f"Overhead is the difference per call. "
+            f"Within {GOAL:.0%} with the whole interval: {met} of {len(rows)}.",
             "",
             "| model | runtime | tool | edgekd | tool | ratio | overhead per call | within 3 % |",
             "|---|---|---|---|---|---|---|---|",
