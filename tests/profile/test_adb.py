@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import edgekd
 from edgekd.config.schema import Profile
 from edgekd.errors import StageError, UsageError
-from edgekd.profile import answer
 from edgekd.profile.measure import profile
 from edgekd.profile.native.tool import TOOLS, Job
 from edgekd.profile.targets import TARGETS, Target
@@ -462,7 +462,7 @@ class TestMishaps:
         process = subprocess.Popen(
             [PYTHON, "-c", code, json.dumps(described), json.dumps(plan), str(tmp_path)],
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": str(Path(answer.__file__).parents[2])},
+            env={**os.environ, "PYTHONPATH": str(Path(edgekd.__file__).parents[1])},
         )  # fmt: skip
         assert process.stdout.readline() == "event\n"
         assert left(device)
@@ -539,65 +539,3 @@ class TestHostile:
             measure(exported, device, python=path)
         assert "\033" not in str(caught.value)
         assert gone(device)
-
-
-class TestAnswer:
-    """What a device sends back as its result."""
-
-    plan = {"models": [{"id": "t/r/m"}], "batch_size": 1, "throughput_batch_size": 4}
-
-    def write(self, folder, result=None, samples=None, **model):
-        phases = {
-            name: {"batch_size": size, "warmup": 4, "conclusive": True, "steady": True}
-            for name, size in (("latency", 1), ("throughput", 4))
-        }
-        about = {"load": 0.1, "first": 0.1, "version": "1", "precision": "f32",
-                 "baseline_rss": 1, "peak_rss": 2, **phases, **model}  # fmt: skip
-        default = {"models": {"t/r/m": about}, "environment": {}, "warnings": []}
-        (folder / "result.json").write_text(json.dumps(default | (result or {})))
-        arrays = {}
-        for phase in phases:
-            arrays[f"t/r/m/{phase}"] = np.array([0.1, 0.2])
-            arrays[f"t/r/m/{phase}/rounds"] = np.array([0, 1])
-        with (folder / "samples.npz").open("wb") as file:
-            np.savez(file, **(arrays | (samples or {})))
-
-    def test_a_good_one_passes(self, tmp_path):
-        self.write(tmp_path)
-        answer.check(tmp_path, self.plan)
-
-    @pytest.mark.parametrize(
-        "changes",
-        [
-            {"load": -1.0}, {"load": "1"}, {"peak_rss": -1}, {"peak_rss": 2**60},
-            {"version": "x" * 1000}, {"latency": None}, {"throughput": {"batch_size": 4}},
-            {"latency": {"batch_size": 2, "warmup": 1, "conclusive": True, "steady": True}},
-            {"result": {"models": {}}}, {"result": {"models": []}}, {"result": {"warnings": [1]}},
-            {"samples": {"t/r/m/latency": np.array([0.1])}},
-            {"samples": {"t/r/m/latency": np.array([0.1, np.nan])}},
-            {"samples": {"t/r/m/latency": np.array([0.1, -1])}},
-            {"samples": {"t/r/m/latency": np.array(["a", "b"])}},
-            {"samples": {"t/r/m/latency": np.zeros((2, 2))}},
-            {"samples": {"t/r/m/latency/rounds": np.array([0, 2**40])}},
-            {"samples": {"t/r/m/latency/rounds": np.array([1, 0])}},
-            {"samples": {"t/r/m/latency/rounds": np.array([0.0, 1.0])}},
-            {"samples": {"t/r/m/latency": np.array([{}, []], dtype=object)}},
-        ],
-    )  # fmt: skip
-    def test_a_malformed_one_is_refused(self, tmp_path, changes):
-        self.write(tmp_path, **changes)
-        with pytest.raises(StageError, match="the device's result is not one"):
-            answer.check(tmp_path, self.plan)
-
-    @pytest.mark.parametrize("content", [b"", b"{", b"[" * 100_000, b"null", b"\xff"])
-    def test_what_is_no_json_is_refused(self, tmp_path, content):
-        self.write(tmp_path)
-        (tmp_path / "result.json").write_bytes(content)
-        with pytest.raises(StageError, match="the device's result is not one"):
-            answer.check(tmp_path, self.plan)
-
-    def test_samples_that_unpack_to_too_much_are_refused(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(answer, "_MOST_BYTES", 1000)
-        self.write(tmp_path, samples={"t/r/m/bomb": np.zeros(10_000)})
-        with pytest.raises(StageError, match="larger than"):
-            answer.check(tmp_path, self.plan)

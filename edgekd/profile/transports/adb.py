@@ -21,11 +21,11 @@ from typing import Any
 
 from edgekd.artifacts import read_json, sha256_file
 from edgekd.errors import StageError, UsageError
-from edgekd.profile.answer import check
 from edgekd.profile.native.measure import Finished
 from edgekd.profile.native.measure import measure as measure_natively
 from edgekd.profile.native.tool import TOOLS
 from edgekd.profile.parcel import content_path, pack, runner, runner_name
+from edgekd.profile.received import keep
 from edgekd.profile.targets import Adb as Settings
 from edgekd.profile.targets import Target
 from edgekd.profile.transport import transport
@@ -79,7 +79,8 @@ class Adb:
                     _with_python(device, settings, plan, folder, job, tell)
                 else:
                     _with_tool(device, settings, plan, folder, job, tell)
-            check(folder, plan)
+            result, samples = (folder / "result.json", folder / "samples.npz")
+            keep(plan, result.read_bytes(), samples.read_bytes(), folder, where="")
         except (UsageError, StageError) as error:
             where = f"target {target.name}" + (f": {error.where}" if error.where else "")
             raise type(error)(error.what, where=where, fix=error.fix) from None
