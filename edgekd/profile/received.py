@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.errors import StageError
 from edgekd.results import SampleKind
@@ -58,8 +58,13 @@ class _TooLarge(_Strict):
     error: str
 
 
+def _measured_or_too_large(value: Any) -> Any:
+    kind = _TooLarge if isinstance(value, dict) and "error" in value else _Model
+    return kind.model_validate(value)
+
+
 class _Result(_Strict):
-    models: dict[str, _TooLarge | _Model]
+    models: dict[str, Annotated[Any, AfterValidator(_measured_or_too_large)]]
     environment: dict[str, Any]
     warnings: list[str] = Field(max_length=100)
 

@@ -121,7 +121,7 @@ class TestPython:
     @pytest.mark.parametrize("features", [("shell_v2", "cmd", "stat_v2"), ()])
     def test_teacher_and_student_are_measured(self, exported, tmp_path, features):
         with attached(tmp_path / "device root", features=features) as device:
-            report, samples = measure(exported, device, roles=("teacher", "student"))
+            report, samples, _ = measure(exported, device, roles=("teacher", "student"))
             assert len(report.measurements) == 2
             assert len(report.comparisons) == 1
             for m in report.measurements:
@@ -155,7 +155,7 @@ class TestPython:
     @pytest.mark.slow
     def test_without_sha256sum_the_size_is_compared(self, exported, device):
         program(device, "sha256sum", "#!/bin/sh\nexit 127")
-        report, _ = measure(exported, device)
+        report, _, _ = measure(exported, device)
         assert len(report.measurements) == 1
 
     def test_a_missing_python_or_runtime_is_said_before_anything_is_sent(self, exported, device):
@@ -177,7 +177,7 @@ class TestPython:
     @pytest.mark.slow
     def test_the_android_emulator_is_labelled(self, exported, device):
         program(device, "getprop", '#!/bin/sh\n[ "$1" = ro.boot.qemu ] && echo 1')
-        report, _ = measure(exported, device)
+        report, _, _ = measure(exported, device)
         assert "emulator" in report.environment["phone"]["emulated"]
 
 
@@ -188,7 +188,7 @@ def folder(device):
 class TestNative:
     @pytest.mark.slow
     def test_every_call_of_onnxruntime_perf_test_is_a_sample(self, exported, device):
-        report, samples = measure(exported, device, roles=("teacher", "student"), **tool(device))
+        report, samples, _ = measure(exported, device, roles=("teacher", "student"), **tool(device))
         teacher, student = report.measurements
         assert (teacher.role, student.role) == ("teacher", "student")
         assert report.comparisons[0].speedup > 1
@@ -210,7 +210,7 @@ class TestNative:
             device, "benchmark_app",
             f"#!/bin/sh\nexec {PYTHON} -c 'from openvino.tools.benchmark.main import main; main()' \"$@\"",
         )  # fmt: skip
-        report, samples = measure(
+        report, samples, _ = measure(
             exported, device, runtimes=("openvino",), runner="benchmark_app", runner_path=path
         )
         for m in report.measurements:
@@ -226,7 +226,7 @@ class TestNative:
         here = tmp_path / "onnxruntime_perf_test"
         here.write_text(f"#!{PYTHON}\n{STAND_IN.read_text()}")
         how = {"runner": "onnxruntime_perf_test", "runner_files": [str(here)]}
-        report, _ = measure(exported, device, **how)
+        report, _, _ = measure(exported, device, **how)
         assert len(report.measurements) == 1
         assert sum("onnxruntime_perf_test" in path for path in device.pushed) == 1
         with pytest.raises(UsageError, match="no file"):
@@ -270,14 +270,14 @@ def android(tmp_path):
 
 class TestAndroidsOwnShell:
     def test_python(self, exported, android):
-        report, _ = measure(exported, android)
+        report, _, _ = measure(exported, android)
         assert len(report.measurements) == 1
         assert gone(android)
         assert not (folder(android) / "lock").exists()
 
     @pytest.mark.slow
     def test_a_native_tool(self, exported, android):
-        report, _ = measure(exported, android, **tool(android))
+        report, _, _ = measure(exported, android, **tool(android))
         assert report.measurements[0].memory.peak_rss > 10_000_000
         assert report.environment["phone"]["cores"] >= 1
         with pytest.raises(StageError, match="exit code 127"):
@@ -409,7 +409,7 @@ class TestMishaps:
             assert "free some space" in str(caught.value)
             assert list(disk.rglob("*.part")) == []
             subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
-            report, _ = measure(exported, device, python=PYTHON, folder=f"{disk}/edgekd")
+            report, _, _ = measure(exported, device, python=PYTHON, folder=f"{disk}/edgekd")
             assert len(report.measurements) == 1
         finally:
             gone(device)
@@ -425,7 +425,7 @@ class TestMishaps:
                         measure(exported, device)
                     type(self).refused = caught.value
 
-        report, _ = profile(exported.files, [target(device)], QUICK, exported.inputs,
+        report, _, _ = profile(exported.files, [target(device)], QUICK, exported.inputs,
                             root=exported.root, progress=Second())  # fmt: skip
         assert Second.refused
         assert len(report.measurements) == 2
