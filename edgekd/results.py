@@ -7,9 +7,9 @@ An `interval` is a 95 % confidence interval (low, high).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.artifacts import read_json, write_json
 from edgekd.errors import UsageError
@@ -20,6 +20,8 @@ Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
 Variant = Literal["f32", "int8"]
+# What a latency sample is: one call, or the median of a run of calls, where a tool gives no more.
+SampleKind = Literal["call", "median"]
 
 
 class Record(BaseModel):
@@ -183,7 +185,10 @@ class VerifyReport(Record):
 
 
 class Latency(Record):
-    """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`."""
+    """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`.
+
+    Where `kind` is "median", quantiles other than the median are those of medians, not of calls.
+    """
 
     batch_size: int
     count: int
@@ -198,6 +203,7 @@ class Latency(Record):
     p99_interval: Interval
     steady: bool
     samples: str
+    kind: SampleKind = "call"
     p95: float | None = None
     p95_interval: Interval | None = None
     mean_interval: Interval | None = None
@@ -253,6 +259,27 @@ class Memory(Record):
     weights: int | None = None
 
 
+class DeviceParity(Record):
+    """A file's outputs on the device against those of the same file here, on `samples` test inputs.
+
+    `max_error` is max|Δlogit| / max|logit here|, `agreement` the share with the same top-1 answer;
+    `accuracy` is that on the device, `accuracy_here` that of the same samples here. `tolerance` is
+    the configuration's for the file.
+    """
+
+    samples: int
+    max_error: float
+    agreement: float
+    accuracy: float
+    accuracy_here: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is the same function there."""
+        return self.max_error <= self.tolerance
+
+
 class Measurement(Record):
     """One file in one runtime on one target, in processes of its own.
 
@@ -261,6 +288,7 @@ class Measurement(Record):
     ready, `first` the first inference. `precision` is what the runtime says it executed. `noise` says
     what slowed it down that is not the model's: latencies are upper bounds then. `compressed_size` is
     that of the files deflated, as app stores ship them.
+    `device_parity` is there where the device also checked the outputs.
     """
 
     role: Role
@@ -283,6 +311,7 @@ class Measurement(Record):
     load: float
     first: float
     warmup: int
+    device_parity: DeviceParity | None = None
     launches: int = 1
     noise: tuple[str, ...] = ()
     cold: ColdStart | None = None
@@ -317,10 +346,11 @@ class ProfileReport(Record):
 class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
-    `limit` reads like "≤ 1 point".
+    `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one.
     """
 
     metric: str
+    label: str | None = None
     target: str | None
     runtime: str
     variant: Variant = "f32"
@@ -338,3 +368,90 @@ class GateReport(Record):
     verdict: Verdict
     exit_code: int
     checks: tuple[Check, ...]
+
+
+class Costs(Record):
+    """What one file's graph asks for at `batch_size`, whoever runs it. Sizes in the file's types.
+
+    `moved_bytes` is read and written when no operators are fused; `peak_activation_bytes` the most
+    that lives at once in the file's order. `guessed` are operator types without a formula, counted
+    as one operation per element.
+    """
+
+    role: Role
+    variant: Variant = "f32"
+    path: str
+    batch_size: int
+    flops: float
+    weight_bytes: int
+    moved_bytes: int
+    peak_activation_bytes: int
+    guessed: tuple[str, ...]
+
+
+class Operator(Record):
+    """One operator as the runtime executed it; `nodes` are the file's operators that it does.
+
+    `module` is where most of them come from in PyTorch: a dotted path, "" the model itself, None
+    unknown. `flops` and `bytes` are theirs together, None where no operator of the file is known.
+    """
+
+    name: str = Field(max_length=1000)
+    type: str = Field(max_length=200)
+    kernel: str = Field("", max_length=200)
+    module: str | None
+    seconds: float = Field(ge=0)
+    flops: float | None
+    bytes: int | None
+    nodes: tuple[str, ...]
+
+
+class OperatorProfile(Record):
+    """One file in one runtime on one target, operator by operator; mean seconds per inference.
+
+    `wall` is the whole inference while the runtime's profiler watches, which makes it slower than
+    the measured latency. Without operators, `error` says why.
+    """
+
+    role: Role
+    format: str
+    variant: Variant = "f32"
+    runtime: str
+    target: str
+    batch_size: int
+    runs: int = Field(ge=0)
+    wall: float = Field(ge=0)
+    operators: tuple[Operator, ...]
+    error: str = ""
+
+    @property
+    def mapped(self) -> float:
+        """The share of the operators' time whose PyTorch module is known."""
+        total = sum(o.seconds for o in self.operators)
+        known = sum(o.seconds for o in self.operators if o.module is not None)
+        return known / total if total else 0.0
+
+
+class Roofline(Record):
+    """What a target does at most in a runtime: FLOP/s by precision, bytes/s of copies.
+
+    `bandwidth` is that of the memory, `cache_bandwidth` that of the caches. `measured` is when.
+    """
+
+    target: str
+    runtime: str = Field(max_length=64)
+    threads: int
+    flops: dict[str, Annotated[float, Field(gt=0)]] = Field(max_length=8)
+    bandwidth: float = Field(gt=0)
+    cache_bandwidth: float = Field(gt=0)
+    measured: str = Field(max_length=40)
+    provenance: Provenance
+
+
+class OperatorsReport(Record):
+    """`profile/operators.json`; `notes` say what is not available, and why."""
+
+    costs: tuple[Costs, ...]
+    profiles: tuple[OperatorProfile, ...]
+    rooflines: tuple[Roofline, ...]
+    notes: tuple[str, ...]

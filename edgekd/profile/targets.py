@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from edgekd.config import units
 from edgekd.config.load import Lines
@@ -15,6 +15,52 @@ from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+
+# Host and user may end up in a command line of the user's own ssh configuration (ProxyCommand %h %r).
+Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9_:][A-Za-z0-9_.:%-]{0,252}$")]
+User = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.@+-]{0,63}$")]
+# Whatever a file may be called, but for control characters; from the root or the home folder.
+DevicePath = Annotated[str, Field(pattern=r"^~?/[^\x00-\x1f\x7f-\x9f]{0,1000}$")]
+Seconds = Annotated[float, Field(ge=1, le=86_400)]
+
+
+class Timeouts(Section):
+    """Seconds."""
+
+    connect: Seconds = Field(10, description="For one attempt to connect.")
+    silence: Seconds = Field(
+        30, description="A connection without a sign of life is lost; the device stops measuring."
+    )
+    reconnect: Seconds = Field(180, description="For a device to come back, after a reboot too.")
+    lock: Seconds = Field(600, description="For another job that measures on the device.")
+    setup: Seconds = Field(900, description="For making the environment on the device.")
+
+
+class Ssh(Section):
+    """How a device is reached by OpenSSH; what is not given is as in the user's ssh configuration."""
+
+    host: Host = Field(description="Name, address or alias in the user's ssh configuration.")
+    port: int | None = Field(None, ge=1, le=65_535)
+    user: User | None = None
+    identity: str | None = Field(
+        None,
+        pattern=r"^[^-\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*$",
+        description="Private key file on this machine.",
+    )
+    folder: DevicePath = Field("~/.cache/edgekd", description="Where everything is kept there.")
+    python: DevicePath | None = Field(
+        None,
+        description="Interpreter there that has numpy and the runtimes; null: edgekd makes an "
+        "environment, with the versions that are installed here, by the device's python3.",
+    )
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+
+    @field_validator("folder")
+    @classmethod
+    def _no_way_up(cls, value: str) -> str:
+        if ".." in value.split("/"):
+            raise ValueError("should not contain '..'")
+        return value
 
 
 class Limits(Section):
@@ -51,6 +97,49 @@ class Limits(Section):
         return {"cpus": self.cpus, "cpu_quota": self.cpu_quota, "memory": memory}
 
 
+class Adb(Section):
+    """How an Android device is reached and what runs there: Python, or a native tool."""
+
+    serial: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
+        description="As `adb devices` shows it; without it the only attached device.",
+    )
+    folder: str = Field(
+        "/data/local/tmp/edgekd",
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="Where edgekd keeps its files on the device.",
+    )
+    python: str | None = Field(
+        None,
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="Python 3 on the device with numpy and the runtime, executable by adb's shell.",
+    )
+    runner: Literal["onnxruntime_perf_test", "benchmark_app"] | None = Field(
+        None, description="A runtime's own benchmark tool, for devices without Python."
+    )
+    runner_path: str | None = Field(
+        None,
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="The runner on the device; its libraries are found beside it.",
+    )
+    runner_files: list[str] = Field(
+        [], description="Or the runner and its libraries here, to be sent; the program first."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_run(self) -> Adb:
+        if (self.python is None) == (self.runner is None):
+            raise ValueError("give either python (its path on the device) or runner")
+        if (self.runner is None) != (self.runner_path is None and not self.runner_files):
+            raise ValueError("runner goes with runner_path (on the device) or runner_files (here)")
+        if self.runner_path is not None and self.runner_files:
+            raise ValueError("give runner_path or runner_files, not both")
+        if ".." in self.folder.split("/"):
+            raise ValueError("folder must not contain '..'")
+        return self
+
+
 class Target(Section):
     """A device and how models are measured on it."""
 
@@ -61,7 +150,22 @@ class Target(Section):
     runtimes: list[Name] = Field(["onnxruntime", "openvino"], min_length=1)
     threads: int = Field(1, ge=1, le=1024, description="Inference threads.")
     precision: Precision = Field("f32", description="What the runtime must execute.")
+    emulated: bool = Field(
+        False, description="Not the real device: its figures are labelled so. QEMU is noticed."
+    )
+    arch: Name | None = Field(None, description="As `uname -m` says: aarch64, x86_64; checked.")
+    cores: int | None = Field(None, ge=1, le=4096, description="For `edgekd targets check`.")
+    memory: str | None = Field(None, description='"4 GiB"; for `edgekd targets check`.')
     limits: Limits | None = Field(None, description="A smaller device, emulated on this one.")
+    adb: Adb | None = Field(None, description="For transport adb.")
+    ssh: Ssh | None = Field(None, description="Where, for transport: ssh.")
+
+    @field_validator("memory")
+    @classmethod
+    def _quantity(cls, value: str | None) -> str | None:
+        if value is not None:
+            units.parse(value, "bytes")
+        return value
 
 
 def _check(path: Path, target: Target, lines: Lines) -> None:
@@ -74,9 +178,21 @@ def _check(path: Path, target: Target, lines: Lines) -> None:
     if target.transport not in TRANSPORTS.names():
         known = suggestion(target.transport, TRANSPORTS.names())
         refuse("transport", f"unknown transport {target.transport!r}{known}")
+    if target.transport == "ssh" and target.ssh is None:
+        refuse("transport", "ssh needs the key `ssh`, such as `ssh: {host: my-device}`")
+    if target.transport != "ssh" and target.ssh is not None:
+        refuse("ssh", f"is for transport: ssh, not {target.transport}")
     for runtime in target.runtimes:
         if runtime not in RUNTIMES:
             refuse("runtimes", f"unknown runtime {runtime!r}{suggestion(runtime, RUNTIMES)}")
+    if (target.transport == "adb") != (target.adb is not None):
+        refuse("transport" if target.adb is None else "adb", "transport: adb goes with adb: {…}")
+    if target.adb is not None and target.adb.runner is not None:
+        from edgekd.profile.native.tool import TOOLS
+
+        known = TOOLS.get(target.adb.runner).runtime
+        if target.runtimes != [known]:
+            refuse("runtimes", f"{target.adb.runner} runs {known}: write runtimes: [{known}]")
 
 
 TARGETS = Shelf("target", "targets", "profile.targets", Target, _check)

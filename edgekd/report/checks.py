@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from edgekd.config.schema import DIMENSIONS
-from edgekd.config.units import Dimension
+from edgekd.config.schema import dimension
 from edgekd.report.comparison import Value
 from edgekd.results import Check, GateReport, Verdict, VerifyReport
 
@@ -14,6 +13,11 @@ _NAMES = {
     "latency_p95": "latency p95",
     "latency_p99": "latency p99",
     "accuracy_drop": "accuracy drop",
+    "class_recall": "recall of every class",
+    "latency_vs_baseline": "latency against the baseline",
+    "accuracy_vs_baseline": "accuracy drop against the baseline",
+    "memory_vs_baseline": "memory against the baseline",
+    "size_vs_baseline": "file size against the baseline",
     "memory": "peak memory, model",
     "memory_ratio": "memory ratio",
     "size": "file size",
@@ -27,9 +31,11 @@ def verdict_word(verdict: Verdict) -> str:
     return _WORDS[verdict]
 
 
-def metric_name(metric: str) -> str:
+def metric_name(check: Check) -> str:
     """A budget's metric as people say it."""
-    return _NAMES.get(metric, metric)
+    if check.label is not None:
+        return f"recall of {check.label!r}"
+    return _NAMES.get(check.metric, check.metric)
 
 
 def place(check: Check) -> str:
@@ -41,8 +47,7 @@ def place(check: Check) -> str:
 
 def measured(check: Check) -> Value:
     """What was held against the budget."""
-    dimensions: dict[str, Dimension] = {**DIMENSIONS}
-    return Value(check.value, dimensions.get(check.metric, "number"), check.interval)
+    return Value(check.value, dimension(check.metric), check.interval)
 
 
 def gate_sentences(gate: GateReport) -> tuple[str, str]:
@@ -85,6 +90,6 @@ def _of(some: int, count: int) -> str:
 
 def _list(checks: list[Check]) -> str:
     return "; ".join(
-        f"{metric_name(c.metric)} with {place(c)} is {measured(c).text}, the budget {c.limit}"
+        f"{metric_name(c)} with {place(c)} is {measured(c).text}, the budget {c.limit}"
         for c in checks
     )

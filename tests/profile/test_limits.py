@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 
 from edgekd.config.schema import Budget, Gate, Profile
 from edgekd.errors import StageError, UsageError
-from edgekd.gate.budget import check_budgets, measured
+from edgekd.gate.budget import check_budgets
+from edgekd.gate.figures import measured
 from edgekd.gate.outputs import markdown
 from edgekd.profile import transport
 from edgekd.profile.device import limits, measure
@@ -201,7 +202,7 @@ def small(**wanted):
 
 
 def test_a_constrained_profile_is_labelled_emulated_wherever_it_is_shown(exported):
-    report, _ = profile(
+    report, _, _ = profile(
         files(exported), [small(cpus=1)], QUICK, exported.inputs, root=exported.root,
         progress=Silent(),
     )  # fmt: skip
@@ -224,7 +225,7 @@ def glutton_file(glutton, role):
 
 def test_a_teacher_that_does_not_fit_is_left_out_and_said(exported, glutton):
     student = [file for file in files(exported) if file.role == "student"]
-    report, _ = profile(
+    report, _, _ = profile(
         (glutton_file(glutton, "teacher"), *student), [small(memory="512 MiB")], QUICK,
         exported.inputs[:1], root=exported.root, progress=Silent(),
     )  # fmt: skip

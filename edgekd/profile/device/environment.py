@@ -32,11 +32,13 @@ _WAITED, _OTHERS = 0.05, 0.25
 
 def describe() -> dict[str, Any]:
     """CPU, memory, system, limits, and the state of the moment (see `state`)."""
-    cpuinfo = _cpuinfo()
+    fake = emulated()
+    cpuinfo = _cpuinfo() if fake is None else {}  # it would be that of the machine underneath
     flags = set((cpuinfo.get("flags") or cpuinfo.get("Features") or "").split())
     return {
         "cpu_model": cpuinfo.get("model name") or cpuinfo.get("Model") or _board(),
         "architecture": platform.machine(),
+        "emulated": fake,
         "cores": os.cpu_count(),
         "usable_cores": _usable_cores(),
         "core_clusters": clusters(),
@@ -57,6 +59,24 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "state": state(),
     }
+
+
+def emulated() -> str | None:
+    """What only pretends to be this CPU, so that no speed is a device's; None where nothing tells.
+
+    A user-mode emulator (QEMU, FEX, Rosetta) is what the kernel really executes. It answers for
+    /proc/self itself, but not for /proc/thread-self: there is another program, of another machine.
+    """
+    real = "/proc/thread-self/exe"
+    try:
+        name = os.path.basename(os.readlink(real))
+    except OSError:
+        name = ""
+    machines = _elf_machine(real), _elf_machine(sys.executable)
+    if name.startswith("qemu-") or (None not in machines and machines[0] != machines[1]):
+        return f"{name or 'another program'} executes this {platform.machine()} program"
+    model = _cpuinfo().get("model name", "")
+    return f"the CPU is {model}" if "QEMU TCG" in model else None
 
 
 def state() -> dict[str, Any]:
@@ -201,6 +221,18 @@ def _board() -> str | None:
     return _text(Path("/proc/device-tree/model")) or platform.processor() or None
 
 
+def _elf_machine(path: str) -> int | None:
+    """The instruction set that a program file is for, as ELF numbers them."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(20)
+    except OSError:
+        return None
+    if header[:4] != b"\x7fELF":
+        return None
+    return int.from_bytes(header[18:20], "little" if header[5] == 1 else "big")
+
+
 def _usable_cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
 
@@ -223,7 +255,7 @@ def _turbo() -> bool | None:
 def _distribution() -> str | None:
     try:
         return platform.freedesktop_os_release().get("PRETTY_NAME")
-    except OSError:
+    except (OSError, AttributeError):  # Python 3.9 cannot tell
         return sys.platform
 
 

@@ -66,7 +66,7 @@ class Confinement:
         if self.memory_group is None:
             return False
         events = (self.memory_group / "memory.events").read_text().split()
-        return int(dict(zip(events[::2], events[1::2], strict=True)).get("oom_kill", 0)) > 0
+        return int(dict(zip(events[::2], events[1::2])).get("oom_kill", 0)) > 0
 
 
 def enter(groups: list[str], data: int | None) -> None:

@@ -13,6 +13,9 @@ Two processes of the very same file can differ by a few per cent for as long as 
 memory happens to lie). What is said about a file therefore comes from several launches, each of which is
 one observation: as many as asked, then more until the 95 % interval of the mean over launches is narrower
 than asked, or until the time is up, which makes it inconclusive.
+
+Last, where the plan asks for it, when all of this is over and in processes of their own: the time of every
+operator, and what the device can do at most. These may fail; the rest stands.
 """
 
 from __future__ import annotations
@@ -40,6 +43,7 @@ from .limits import Confinement, Confines, LimitError, confines
 Say = Callable[[dict[str, Any]], None]
 BLOCK_SECONDS = 0.03
 _STEADY_BLOCKS, _STEADY_SHARE = 4, 0.05
+_OPERATOR_SECONDS = 0.5
 # What Python, C++, the loader and the runtimes say when they get no memory (or no stack for a thread).
 _NO_MEMORY = (
     "memoryerror", "bad_alloc", "allocat", "out of memory", "failed to map segment",
@@ -48,15 +52,19 @@ _NO_MEMORY = (
 
 
 class MeasureError(Exception):
-    """A model could not be measured; the text says which and why."""
+    """A model could not be measured; the text says which and why, `model` is its id."""
+
+    def __init__(self, text: str, model: str) -> None:
+        super().__init__(text)
+        self.model = model
 
 
 class TooLittleMemory(MeasureError):
     """The model `id` needs more memory than its limit allows."""
 
-    def __init__(self, id: str, text: str) -> None:
-        super().__init__(f"{id}: {text}")
-        self.id, self.text = id, text
+    def __init__(self, model: str, text: str) -> None:
+        super().__init__(f"{model}: {text}", model)
+        self.text = text
 
 
 @dataclass
@@ -85,13 +93,25 @@ class _Launch:
 
 
 def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
-    """Do what `plan` says and write `result.json` and `samples.npz` to `folder`.
+    """Do what `plan` says (see `collect`) and write `result.json` and `samples.npz` to `folder`.
+
+    Raises MeasureError.
+    """
+    result, samples = collect(plan, say)
+    with (folder / "samples.npz").open("wb") as file:
+        np.savez(file, **samples)  # type: ignore[arg-type]
+    (folder / "result.json").write_text(json.dumps(result, indent=2))
+
+
+def collect(plan: dict[str, Any], say: Say) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Do what `plan` says: the result, and all samples (seconds, and the round of each) by name.
 
     `plan`: `models` (list of id, runtime, path, threads, precision; `parts`, all files that the
     model consists of, is for who sends it), `inputs` (an .npy file),
     `batch_size`, `throughput_batch_size`, `interval`, `min_seconds`, `max_seconds`; `launches`
     (default 1: then the interval is that of one process); `phases` (default latency and
-    throughput; multistream); `min_calls` by phase; `limits` (see `limits.py`).
+    throughput; multistream); `min_calls` by phase; `limits` (see `limits.py`); `operators` (default
+    false). `root` is for transports that keep something in the run.
     A model that needs more memory than its limit has `error` alone in the results.
     Raises MeasureError.
     """
@@ -104,26 +124,78 @@ def measure(plan: dict[str, Any], folder: Path, say: Say) -> None:
             for runtime in dict.fromkeys(model["runtime"] for model in plan["models"]):
                 models = [model for model in plan["models"] if model["runtime"] == runtime]
                 _measure_together(models, plan, confined, say, results, samples)
+            after, own = state(), _own_seconds() - own
+            measured = [model for model in plan["models"] if "error" not in results[model["id"]]]
+            extra = _anatomy(measured, plan, confined, say) if plan.get("operators") else {}
     except LimitError as error:
-        raise MeasureError(str(error)) from None
-    after = state()
+        raise MeasureError(str(error), "") from None
     threads = max(model["threads"] for model in plan["models"])
     result = {
         "models": results,
+        **extra,
         "environment": {
             **environment,
             "state_after": after,
             "runtimes": {model["runtime"]: results[model["id"]].pop("build") for model in
                          plan["models"] if "build" in results[model["id"]]},
-            "emulated": "; ".join(confined.reasons) or None,
+            "emulated": "; ".join(confined.reasons) or environment["emulated"],
         },
-        "warnings": complaints(
-            environment["state"], after, environment["cores"], threads, _own_seconds() - own
-        ),
+        "warnings": complaints(environment["state"], after, environment["cores"], threads, own),
     }  # fmt: skip
-    with (folder / "samples.npz").open("wb") as file:
-        np.savez(file, **samples)  # type: ignore[arg-type]
-    (folder / "result.json").write_text(json.dumps(result, indent=2))
+    return result, samples
+
+
+def outputs(
+    model: dict[str, Any], inputs: str, batch_size: int, told: Callable[[int], None]
+) -> np.ndarray:
+    """What a model of a plan answers to each of `inputs` (an .npy file), in a process of its own.
+
+    `told` gets the number of samples that are done. Raises MeasureError.
+    """
+    chunks: list[np.ndarray] = []
+    count = len(np.load(inputs, mmap_mode="r", allow_pickle=False))
+    with _worker(model, Confines()) as worker:
+        worker.ask(do="start", inputs=inputs, **worker.start)
+        worker.ask(do="load", **worker.load)
+        for first in range(0, count, batch_size):
+            answer = worker.ask(do="outputs", first=first, count=batch_size)
+            data = np.frombuffer(base64.b64decode(answer["outputs"]), "<f4")
+            chunks.append(data.reshape(answer["shape"]))
+            told(min(first + batch_size, count))
+    return np.concatenate(chunks)
+
+
+def _anatomy(
+    models: list[dict[str, Any]], plan: dict[str, Any], confined: Confines, say: Say
+) -> dict[str, Any]:
+    """`operators` by model and `rooflines` by "runtime/threads"; {"error": …} for what failed."""
+    seconds = min(_OPERATOR_SECONDS, plan["max_seconds"])
+    operators, rooflines = {}, {}
+    for model in models:
+        operators[model["id"]] = _try(
+            model, plan, confined, do="operators", batch_size=plan["batch_size"], seconds=seconds
+        )
+        name = f"{model['runtime']}/{model['threads']}"
+        if name not in rooflines:
+            precisions = sorted({model["precision"], "int8"})
+            rooflines[name] = _try(model, plan, confined, do="roofline", precisions=precisions)
+        say({"phase": "operators", "models": [model["id"]], "spent": seconds, "width": None})
+    return {"operators": operators, "rooflines": rooflines}
+
+
+def _try(
+    model: dict[str, Any], plan: dict[str, Any], confined: Confines, do: str, **request: Any
+) -> dict[str, Any]:
+    """One request to a process of its own."""
+    try:
+        with _worker(model, confined) as worker:
+            worker.ask(do="start", inputs=plan["inputs"], **worker.start)
+            about = (
+                worker.load if do == "operators" else {k: model[k] for k in ("runtime", "threads")}
+            )
+            return worker.ask(do=do, **about, **request)
+    except MeasureError as error:
+        return {"error": str(error)}
 
 
 def _own_seconds() -> float:
@@ -152,8 +224,8 @@ def _measure_together(
         try:
             told = _launch(models[turn:] + models[:turn], plan, confined, say)
         except TooLittleMemory as error:
-            results[error.id] = {"error": error.text}
-            models = [model for model in models if model["id"] != error.id]
+            results[error.model] = {"error": error.text}
+            models = [model for model in models if model["id"] != error.model]
             continue
         done += 1
         for id, launch in told.items():
@@ -227,7 +299,7 @@ def _samples(name: str, phases: list[_Phase]) -> dict[str, np.ndarray]:
     return {
         name: np.concatenate([phase.times for phase in phases]),
         f"{name}/rounds": np.concatenate(
-            [phase.rounds + start for phase, start in zip(phases, rounds, strict=False)]
+            [phase.rounds + start for phase, start in zip(phases, rounds)]
         ).astype(np.int32),
         f"{name}/launches": np.repeat(np.arange(len(phases), dtype=np.int32), counts),
     }
@@ -256,7 +328,7 @@ def _launch(
                     # Before a larger batch needs more.
                     told[worker.id].start |= first | worker.ask(do="memory")
             outcomes = _rounds(workers, plan, phase, batch_sizes[phase], say)
-            for worker, outcome in zip(workers, outcomes, strict=True):
+            for worker, outcome in zip(workers, outcomes):
                 told[worker.id].phases[phase] = outcome
     return told
 
@@ -307,7 +379,7 @@ def _rounds(
             worker.waited,
         )
         for worker, mine, values, (warmup, settled), done in zip(
-            workers, blocks, medians, warm, narrow, strict=True
+            workers, blocks, medians, warm, narrow
         )
     ]
 
@@ -329,7 +401,7 @@ def _warm_up(workers: list[_Worker], limit: float) -> list[tuple[int, bool]]:
             medians[position].append(float(np.median(times)))
             calls[position] += len(times)
             spent[position] += float(times.sum())
-    return [(count, steady(values)) for count, values in zip(calls, medians, strict=True)]
+    return [(count, steady(values)) for count, values in zip(calls, medians)]
 
 
 def _relative_width(medians: np.ndarray) -> float:
@@ -388,7 +460,7 @@ class _Worker:
         starved = self._confinement.killed() or any(words in text.lower() for words in _NO_MEMORY)
         if self._memory is not None and starved:
             return TooLittleMemory(self.id, f"needs more than {self._memory / 2**20:g} MiB")
-        return MeasureError(f"{self.id}: {text}")
+        return MeasureError(f"{self.id}: {text}", self.id)
 
     def block(self, seconds: float) -> np.ndarray:
         """Seconds of each call of one block."""
@@ -410,7 +482,8 @@ def _worker(model: dict[str, Any], confined: Confines) -> Iterator[_Worker]:
     package = __name__.rpartition(".")[0]
     # Where this package was imported from, a folder or a zip file; and nothing from the user's folder.
     root = Path(__file__).parents[package.count(".") + 1]
-    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONSAFEPATH": "1"}
+    path = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path), "PYTHONSAFEPATH": "1"}
     with (
         confined.of_a_model() as confinement,
         tempfile.TemporaryFile("w+", errors="replace") as log,

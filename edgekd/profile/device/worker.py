@@ -19,6 +19,7 @@ import numpy as np
 
 from . import limits, memory
 from .environment import waited_for_core
+from .roofline import measure_roofline
 from .runtimes import RUNTIMES, Session
 
 
@@ -43,6 +44,11 @@ def _private_output() -> Any:
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     return answers
+
+
+def _batch(inputs: np.ndarray, size: int) -> np.ndarray:
+    """The first samples, repeated to the batch size."""
+    return np.ascontiguousarray(np.resize(inputs, (size, *inputs.shape[1:])))
 
 
 class _Worker:
@@ -84,7 +90,7 @@ class _Worker:
 
     def bind(self, batch_size: int) -> dict[str, Any]:
         """Use the first samples, repeated to the batch size; seconds of the first inference."""
-        x = np.ascontiguousarray(np.resize(self.inputs, (batch_size, *self.inputs.shape[1:])))
+        x = _batch(self.inputs, batch_size)
         started = time.perf_counter()
         self._loaded().run(x)
         first = time.perf_counter() - started
@@ -103,9 +109,9 @@ class _Worker:
         before = clock()
         end = before + int(seconds * 1e9)
         while True:
-            infer()
+            took = infer()
             now = clock()
-            keep(now - before)
+            keep(now - before if took is None else took)
             if now >= end:
                 break
             before = now
@@ -115,6 +121,12 @@ class _Worker:
             "samples": base64.b64encode(np.array(samples, "<i8").tobytes()).decode(),
             "waited": None if waited is None or waited_too is None else waited_too - waited,
         }
+
+    def outputs(self, first: int, count: int) -> dict[str, Any]:
+        """The first output for samples `first` to `first` + `count`, as base64 of float32."""
+        found = self._loaded().run(np.ascontiguousarray(self.inputs[first : first + count]))[0]
+        data = base64.b64encode(found.astype("<f4").tobytes()).decode()
+        return {"outputs": data, "shape": found.shape}
 
     def memory(self) -> dict[str, Any]:
         """The most that was resident since before the model was loaded, and what of it is the model's own.
@@ -126,6 +138,18 @@ class _Worker:
             "peak_rss": memory.peak(),
             "private_dirty": None if now is None or self.before is None else now - self.before,
         }
+
+    def operators(
+        self, runtime: str, path: str, threads: int, precision: str, batch_size: int, seconds: float
+    ) -> dict[str, Any]:
+        """Time every operator of a model in a session that is profiled."""
+        x = _batch(self.inputs, batch_size)
+        return RUNTIMES[runtime].session.operators(path, threads, precision, x, seconds)
+
+    def roofline(self, runtime: str, threads: int, precisions: list[str]) -> dict[str, Any]:
+        """The most that this device does in this runtime."""
+        session = RUNTIMES[runtime].session
+        return measure_roofline(session.multiply, runtime, session.version(), threads, precisions)
 
     def _loaded(self) -> Session:
         if self.session is None:

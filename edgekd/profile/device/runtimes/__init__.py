@@ -7,7 +7,7 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,11 +28,31 @@ class Session(Protocol):
     def set_inputs(self, x: np.ndarray) -> None:
         """Bind float32 inputs (n, …) for the `infer` calls to come."""
 
-    def infer(self) -> None:
-        """One inference of what is bound, with as little around it as the runtime allows."""
+    def infer(self) -> int | None:
+        """One inference of what is bound, with as little around it as the runtime allows.
+
+        Its nanoseconds where the runtime tells them itself, without what Python adds; else None.
+        """
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """The outputs for `x`, in the model's order."""
+
+    @staticmethod
+    def operators(
+        path: str, threads: int, precision: str, x: np.ndarray, seconds: float
+    ) -> dict[str, Any]:
+        """Profile inferences of `x` for about `seconds`, in a session of its own.
+
+        `runs`, `wall` (seconds of one whole inference while profiling) and `operators` (see
+        `device/operators.py`).
+        """
+
+    @staticmethod
+    def multiply(n: int, threads: int, precision: str) -> Callable[[], object]:
+        """A function that multiplies two n×n matrices in f32, f16, bf16 or int8.
+
+        Raises ValueError where the runtime does not compute in that precision.
+        """
 
     @staticmethod
     def version() -> str:
