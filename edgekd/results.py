@@ -280,6 +280,13 @@ class DeviceParity(Record):
         return self.max_error <= self.tolerance
 
 
+class Energy(Record):
+    """Joules of the processor per sample, idle power and neighbours included (`device/energy.py`)."""
+
+    value: float
+    interval: Interval | None
+
+
 class Measurement(Record):
     """One file in one runtime on one target, in processes of its own.
 
@@ -316,6 +323,7 @@ class Measurement(Record):
     noise: tuple[str, ...] = ()
     cold: ColdStart | None = None
     scenarios: tuple[Scenario, ...] = ()
+    energy: Energy | None = None
     compressed_size: int | None = None
 
 

@@ -98,6 +98,8 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         yield timed("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)
+        if m.energy is not None:
+            yield timed("energy", m.energy.value, m.energy.interval)
     provenance = {m.target: m.provenance for m in profile.measurements}
     for c in profile.comparisons:
         of = partial(

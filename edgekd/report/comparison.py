@@ -242,6 +242,13 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
         {r: Value(m.memory.peak_rss, "bytes") for r, m in measured.items()},
         "less",
     )
+    energies = {r: m.energy for r, m in measured.items() if m.energy is not None}
+    if energies:
+        yield _row(
+            "energy per sample, processor",
+            {r: Value(e.value, "energy", e.interval) for r, e in energies.items()},
+            "less",
+        )
     yield _row(
         "file size",
         {r: Value(m.size, "bytes") for r, m in measured.items()},
