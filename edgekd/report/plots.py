@@ -113,6 +113,15 @@ class ClassAccuracy:
     student: float | None
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two shares under a name, with its 95 % interval."""
+
+    name: str
+    value: float
+    interval: Interval
+
+
 @matplotlib.rc_context(_SETTINGS)
 def pareto(points: Sequence[Point], *, name: str, title: str) -> str:
     """Accuracy against latency with error bars; the line joins what nothing else beats."""
@@ -213,6 +222,30 @@ def per_class(classes: Sequence[ClassAccuracy], *, name: str, title: str) -> str
         [], [], color=_COLOUR["student"], marker="o", markersize=6, linestyle="", label="student"
     )
     _legend(figure, [ring, dot])
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def differences(rows: Sequence[Difference], *, name: str, title: str) -> str:
+    """One interval per name around a line at no difference; filled where it misses the line."""
+    figure, axes = _figure(440, 60 + 21 * len(rows))
+    axes.axvline(0, color=_INK, alpha=0.5, linewidth=1)
+    for y, row in enumerate(rows):
+        sure = row.interval[0] > 0 or row.interval[1] < 0
+        axes.errorbar(
+            row.value, y,
+            xerr=_reach(row.value, row.interval), marker="o", markersize=6, elinewidth=1.4,
+            capsize=3, color=_COLOUR["student"], markeredgewidth=1.6,
+            markerfacecolor=_COLOUR["student"] if sure else _PAPER, zorder=3,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [_label(row.name, 22) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{100 * value:+.4g}".replace("-", "−"))
+    )
+    axes.set_xlabel("points, student less teacher")
     return _svg(figure, name, title)
 
 
