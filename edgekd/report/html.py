@@ -171,7 +171,7 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
         title = f"Test accuracy against p50 latency on {target}"
         points = [
             plots.Point(
-                m.role, _runs(m), m.latency.p50, m.latency.p50_interval, a.value, a.interval
+                m.role, runs_as(m), m.latency.p50, m.latency.p50_interval, a.value, a.interval
             )
             for m, a in pairs
         ]
@@ -182,7 +182,7 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
             tuple(
                 (
                     m.path,
-                    _runs(m),
+                    runs_as(m),
                     figure_text(m.latency.p50, "time"),
                     interval_text(m.latency.p50_interval, "time"),
                     figure_text(a.value, "share"),
@@ -236,7 +236,7 @@ def _file(record: Measurement | Parity) -> tuple[str, str, str, str]:
     return record.role, record.runtime, record.format, record.variant
 
 
-def _runs(m: Measurement) -> str:
+def runs_as(m: Measurement) -> str:
     """The runtime, and int8 for files that are."""
     return m.runtime if m.variant == "f32" else f"{m.runtime} {m.variant}"
 
