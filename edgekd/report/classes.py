@@ -161,11 +161,16 @@ def changes(a: Answers, classes: tuple[str, ...]) -> Changes:
     """What the student answers otherwise, by class and by confusion."""
     right = {"teacher": a.teacher == a.labels, "student": a.student == a.labels}
     lost, won = right["teacher"] & ~right["student"], right["student"] & ~right["teacher"]
-    by_class = [
-        np.bincount(a.labels[chosen], minlength=len(classes)).tolist()
-        for chosen in (slice(None), right["teacher"], right["student"], lost, won)
-    ]
     total = len(a.labels)
+
+    def count(chosen: np.ndarray | slice) -> list[int]:
+        return np.bincount(a.labels[chosen], minlength=len(classes)).tolist()
+
+    of_each = zip(
+        classes,
+        *map(count, (slice(None), right["teacher"], right["student"], lost, won)),
+        strict=True,
+    )
     return Changes(
         a.runtime,
         a.variant,
@@ -175,8 +180,8 @@ def changes(a: Answers, classes: tuple[str, ...]) -> Changes:
         int(won.sum()),
         *_paired(int(won.sum()), int(lost.sum()), total),
         tuple(
-            ClassChange(name, *counts, *_paired(counts[4], counts[3], counts[0]))
-            for name, *counts in zip(classes, *by_class, strict=True)
+            ClassChange(name, samples, teacher, student, gone, come, *_paired(come, gone, samples))
+            for name, samples, teacher, student, gone, come in of_each
         ),
         tuple(_confusions(a, classes)),
     )
@@ -202,14 +207,14 @@ def _confusions(a: Answers, classes: tuple[str, ...]) -> Iterator[Confusion]:
     for label, answer in changed[:_MOST_CONFUSIONS]:
         here = a.labels == label
         teacher, student = here & (a.teacher == answer), here & (a.student == answer)
+        given_up, gained = int((teacher & ~student).sum()), int((student & ~teacher).sum())
         yield Confusion(
             classes[label],
             classes[answer],
             int(here.sum()),
-            *counts[label, answer],
-            *_paired(
-                int((student & ~teacher).sum()), int((teacher & ~student).sum()), int(here.sum())
-            ),
+            int(teacher.sum()),
+            int(student.sum()),
+            *_paired(gained, given_up, int(here.sum())),
         )
 
 

@@ -49,9 +49,11 @@ class Value:
         if self.interval is None:
             return ""
         text = interval_text(self.interval, self.dimension)
-        _, _, unit = self.text.partition(" ")
-        bare = text.removesuffix(f" {unit}")
-        return bare if unit and unit not in bare else text
+        units = {
+            figure_text(number, self.dimension).partition(" ")[2]
+            for number in (self.number, *self.interval)
+        }
+        return text.removesuffix(f" {units.pop()}") if len(units) == 1 else text
 
 
 @dataclass(frozen=True)

@@ -194,17 +194,23 @@ def _lines(sides: Sequence[Side], place: Place) -> Iterator[Line]:
     if any(verified):
         yield Line(
             "test accuracy",
-            tuple(p and Value(p.accuracy.value, "share", p.accuracy.interval) for p in verified),
+            tuple(_accuracy(p) for p in verified),
             (None, *(_accuracy_change(sides[0], side, place) for side in sides[1:])),
         )
-    latencies = [m and Value(m.latency.p50, "time", m.latency.p50_interval) for m in measured]
-    memory = [m and Value(m.memory.model, "bytes") for m in measured]
-    sizes = [f and Value(f.size, "bytes") for f in (side.file(place) for side in sides)]
     if any(measured):
+        latencies = [
+            Value(m.latency.p50, "time", m.latency.p50_interval) if m else None for m in measured
+        ]
         yield _line("latency p50", latencies, "speed", _doubts(sides, measured))
+        memory = [Value(m.memory.model, "bytes") if m else None for m in measured]
         yield _line("peak memory, model", memory, "less")
-    if any(sizes):
-        yield _line("file size", sizes, "size")
+    files = [side.file(place) for side in sides]
+    if any(files):
+        yield _line("file size", [Value(f.size, "bytes") if f else None for f in files], "size")
+
+
+def _accuracy(p: Parity | None) -> Value | None:
+    return Value(p.accuracy.value, "share", p.accuracy.interval) if p else None
 
 
 def _line(label: str, values: Sequence[Value | None], words: Words, note: str = "") -> Line:
