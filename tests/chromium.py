@@ -18,6 +18,9 @@ FLAGS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
 
+# One that hangs must not stay.
+_SECONDS = "120"
+
 
 class Chromium:
     """One tab. `complaints` has every console warning, error and uncaught exception so far."""
@@ -110,7 +113,7 @@ def chromium(*flags):
     script = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
     with tempfile.TemporaryDirectory(prefix="edgekd-chromium-", ignore_cleanup_errors=True) as home:
         process = subprocess.Popen(
-            ["bash", "-c", script, "-", program, *FLAGS, f"--user-data-dir={home}",
+            ["bash", "-c", script, "-", "timeout", _SECONDS, program, *FLAGS, f"--user-data-dir={home}",
              "--remote-debugging-pipe", *flags],
             pass_fds=(theirs_in, theirs_out), start_new_session=True,
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
