@@ -20,6 +20,8 @@ Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
 Variant = Literal["f32", "int8"]
+# What a latency sample is: one call, or the median of a run of calls, where a tool gives no more.
+SampleKind = Literal["call", "median"]
 
 
 class Record(BaseModel):
@@ -183,7 +185,10 @@ class VerifyReport(Record):
 
 
 class Latency(Record):
-    """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`."""
+    """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`.
+
+    Where `kind` is "median", quantiles other than the median are those of medians, not of calls.
+    """
 
     batch_size: int
     count: int
@@ -198,6 +203,7 @@ class Latency(Record):
     p99_interval: Interval
     steady: bool
     samples: str
+    kind: SampleKind = "call"
     p95: float | None = None
     p95_interval: Interval | None = None
     mean_interval: Interval | None = None

@@ -90,10 +90,11 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         )
         timed = partial(of, noisy=bool(m.noise))
         yield timed("latency_p50", m.latency.p50, m.latency.p50_interval)
-        yield timed("latency_p90", m.latency.p90, m.latency.p90_interval)
-        if m.latency.p95 is not None:
+        if m.latency.kind == "call":
+            yield timed("latency_p90", m.latency.p90, m.latency.p90_interval)
+            yield timed("latency_p99", m.latency.p99, m.latency.p99_interval)
+        if m.latency.kind == "call" and m.latency.p95 is not None:
             yield timed("latency_p95", m.latency.p95, m.latency.p95_interval)
-        yield timed("latency_p99", m.latency.p99, m.latency.p99_interval)
         yield timed("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)

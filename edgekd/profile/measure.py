@@ -252,6 +252,7 @@ def _measurement(
             batch_size=result[phase]["batch_size"],
             steady=result[phase]["steady"],
             key=f"{entry.id}/{phase}",
+            kind=result[phase].get("kind", "call"),
         )
         for phase in ("latency", "throughput")
     )

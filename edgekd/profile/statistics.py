@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from edgekd.profile.device.intervals import launches_interval, quantile_ranks
-from edgekd.results import Interval, Latency, Scenario
+from edgekd.results import Interval, Latency, SampleKind, Scenario
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 _RESAMPLES, _BINS = 1000, 4096
@@ -46,7 +46,13 @@ class Samples:
 
 
 def summarise(
-    samples: Samples, *, batch_size: int, steady: bool, key: str, seed: int = 0
+    samples: Samples,
+    *,
+    batch_size: int,
+    steady: bool,
+    key: str,
+    kind: SampleKind = "call",
+    seed: int = 0,
 ) -> Latency:
     """p50, p90, p95, p99 and mean with 95 % intervals; `key` says where the samples are kept.
 
@@ -80,6 +86,7 @@ def summarise(
         mean_interval=(min(mean, around[0]), max(mean, around[1])),
         steady=steady,
         samples=key,
+        kind=kind,
     )
 
 

@@ -299,7 +299,7 @@ def _samples(name: str, phases: list[_Phase]) -> dict[str, np.ndarray]:
     return {
         name: np.concatenate([phase.times for phase in phases]),
         f"{name}/rounds": np.concatenate(
-            [phase.rounds + start for phase, start in zip(phases, rounds, strict=False)]
+            [phase.rounds + start for phase, start in zip(phases, rounds)]
         ).astype(np.int32),
         f"{name}/launches": np.repeat(np.arange(len(phases), dtype=np.int32), counts),
     }
@@ -328,7 +328,7 @@ def _launch(
                     # Before a larger batch needs more.
                     told[worker.id].start |= first | worker.ask(do="memory")
             outcomes = _rounds(workers, plan, phase, batch_sizes[phase], say)
-            for worker, outcome in zip(workers, outcomes, strict=True):
+            for worker, outcome in zip(workers, outcomes):
                 told[worker.id].phases[phase] = outcome
     return told
 
@@ -379,7 +379,7 @@ def _rounds(
             worker.waited,
         )
         for worker, mine, values, (warmup, settled), done in zip(
-            workers, blocks, medians, warm, narrow, strict=True
+            workers, blocks, medians, warm, narrow
         )
     ]
 
