@@ -232,6 +232,12 @@ class Verify(Section):
     int8_tolerance: Positive = Field(
         0.25, description="The same for INT8 files, whose accuracy is what counts."
     )
+    examples: int = Field(
+        12,
+        ge=0,
+        le=64,
+        description="Test samples that teacher and student disagree on, kept for the report; 0: none.",
+    )
 
 
 class Profile(Section):
@@ -434,3 +440,8 @@ class Config(Section):
     verify: Verify = Field(default_factory=Verify)
     profile: Profile = Field(default_factory=Profile)
     gate: Gate = Field(default_factory=Gate)
+    license: str | None = Field(
+        None,
+        max_length=200,
+        description="Licence of the student, for its model card: an SPDX expression or a name.",
+    )

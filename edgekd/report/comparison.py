@@ -49,9 +49,11 @@ class Value:
         if self.interval is None:
             return ""
         text = interval_text(self.interval, self.dimension)
-        _, _, unit = self.text.partition(" ")
-        bare = text.removesuffix(f" {unit}")
-        return bare if unit and unit not in bare else text
+        units = {
+            figure_text(number, self.dimension).partition(" ")[2]
+            for number in (self.number, *self.interval)
+        }
+        return text.removesuffix(f" {units.pop()}") if len(units) == 1 else text
 
 
 @dataclass(frozen=True)
@@ -348,7 +350,7 @@ def _row(
     change = None
     if teacher and student:
         gain, interval = ratio or (_gain(teacher.number, student.number, words), None)
-        change = _change(gain, interval, words) if gain is not None and gain > 0 else None
+        change = change_of(gain, interval, words) if gain is not None and gain > 0 else None
     return Row(label, teacher, student, change, note)
 
 
@@ -358,7 +360,8 @@ def _gain(teacher: float, student: float, words: Words) -> float | None:
     return student / teacher if words == "more" else teacher / student
 
 
-def _change(gain: float, interval: Interval | None, words: Words) -> Change:
+def change_of(gain: float, interval: Interval | None, words: Words) -> Change:
+    """A gain > 0 in words: above 1 is better, below 1 worse, and "the same" where nobody sees it."""
     forwards, backwards = _WORDS[words]
     shown, bounds = gain, interval
     if gain < 1:
