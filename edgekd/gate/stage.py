@@ -9,6 +9,7 @@ import numpy as np
 
 from edgekd.config.schema import Gate
 from edgekd.gate.budget import Figure, check_budgets, figures
+from edgekd.history.record import record
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import Context
 
@@ -20,7 +21,9 @@ def run(context: Context) -> None:
         found = list(figures(run.verify, run.profile, logits))
     if gate.baseline is not None:
         found += _against_baseline(context, gate, baseline_of(gate, context.base))
-    check_budgets(gate, found).write(context.folder / "gate.json")
+    report = check_budgets(gate, found)
+    report.write(context.folder / "gate.json")
+    record(context, found, report)
 
 
 def baseline_of(gate: Gate, base: Path) -> Run:
