@@ -25,6 +25,7 @@ COMMANDS = {
     "profile": "Measure latency, throughput and memory.",
     "gate": "Hold the budgets against the results; the exit code is the verdict.",
     "report": "Write report.html and report.json.",
+    "history": "Show what earlier gates found, and the commits at which a figure moved.",
     "methods": "List the distillation methods.",
     "targets": "List and show device descriptors.",
     "zoo": "List the built-in reference networks.",

@@ -8,22 +8,29 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from edgekd.pipeline.run import Run
 
 # In a pipe or a log there is no width to fit.
 _WIDTH_OF_A_LOG = 120
 
 
-def print_summary(run: Run) -> None:
-    """Print the summary table of what the run holds, and the report's path."""
+def console() -> Console:
+    """Standard output for tables, wide enough where it is no terminal."""
     from rich.console import Console
 
+    screen = Console()
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen = Console(width=_WIDTH_OF_A_LOG)
+    return screen
+
+
+def print_summary(run: Run) -> None:
+    """Print the summary table of what the run holds, and the report's path."""
     from edgekd.report.summary import table
 
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=_WIDTH_OF_A_LOG)
-    console.print(table(run))
+    console().print(table(run))
     report = run.path / "report.html"
     if not report.exists():
         return

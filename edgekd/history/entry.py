@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from typing import Annotated, NamedTuple
 
-from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, field_validator
 
 from edgekd.artifacts import sha256_json
 from edgekd.config.schema import DIMENSIONS
@@ -98,6 +98,13 @@ class Entry(Record):
     limit: Text | None
     verdict: Verdict | None
     edgekd: Text
+
+    @field_validator("interval")
+    @classmethod
+    def _ordered(cls, value: Interval | None) -> Interval | None:
+        if value is not None and value[0] > value[1]:
+            raise ValueError("the lower end is above the upper one")
+        return value
 
     @property
     def key(self) -> Key:
