@@ -1,12 +1,15 @@
 """How often the latency gate cries wolf, and how often it lets a slower model through.
 
-    python benchmarks/gate_power.py [--gates 200] [--runtime onnxruntime] [--write]
+    python benchmarks/gate_power.py --comparison A/A --gates 200 [--runtime openvino] [--busy]
+    python benchmarks/gate_power.py --table
 
-Real files in a real runtime on this machine, quiet and beside a process that keeps one core busy:
+Real files in a real runtime on this machine, as it is or beside a process that keeps one core busy:
 - A/A: the same file as baseline and candidate;
-- A/B: a candidate with a few per cent more work. How much slower it really is, is established over a
-  long run first.
+- A/B+N: a candidate with a detour through N extra channels, a few per cent more work. How much slower it
+  really is, is established over a long run first.
 Against the rule that people use today: each model once, its median, fail above +5 %.
+Every gate is one line of results/gate_power.jsonl; a run cut short goes on where it was. The table is made
+from these lines.
 """
 
 from __future__ import annotations
@@ -14,12 +17,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
-import math
-import statistics
+import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -28,39 +32,94 @@ from torch import nn
 
 from edgekd.config.schema import Budget, Export, Gate
 from edgekd.export.exporter import EXPORTERS, Source
-from edgekd.gate.baseline import compare, launches
-from edgekd.gate.budget import Figure, check_budgets
+from edgekd.gate.budget import check_budgets
+from edgekd.gate.figures import Figure
+from edgekd.gate.launches import compare, launches
 from edgekd.models.resolve import build
 from edgekd.pipeline.environment import environment
 from edgekd.profile.targets import find
 from edgekd.results import InputSpec, ModelCard
+from edgekd.statistics import wilson
 
 SHAPE = (3, 32, 32)
 LIMIT = 1.03
 NAIVE_LIMIT = 1.05
-COLUMNS = (
-    "comparison", "true ratio", "machine", "gates", "pass", "fail", "inconclusive", "median time",
-    "naive rule fails",
-)  # fmt: skip
+TRUTH_LAUNCHES = 60
 FORMAT = {"onnxruntime": "onnx", "openvino": "openvino"}
+RESULTS = Path(__file__).parent / "results"
+COLUMNS = (
+    "runtime", "comparison", "true ratio", "neighbour", "gates", "pass", "fail", "inconclusive",
+    "median time", "longest", "load average", "naive rule fails",
+)  # fmt: skip
 
 
 def main() -> None:
-    """Run it all and print the table."""
+    """Run the gates that are still missing, or print the table of those that were run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gates", type=int, default=200, help="for each line of the table")
+    parser.add_argument("--comparison", default="A/A", help="A/A, or A/B+N for N extra channels")
+    parser.add_argument("--gates", type=int, default=200)
     parser.add_argument("--runtime", choices=FORMAT, default="onnxruntime")
-    parser.add_argument(
-        "--extra", type=int, nargs="*", default=[2, 4], help="channels of extra work"
-    )
-    parser.add_argument("--write", action="store_true")
+    parser.add_argument("--busy", action="store_true", help="beside a process that loads one core")
+    parser.add_argument("--results", type=Path, default=RESULTS / "gate_power.jsonl")
+    parser.add_argument("--table", action="store_true", help="only write results/gate_power.md")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        text = table(Path(folder), options)
+    if not options.table:
+        with tempfile.TemporaryDirectory() as folder:
+            run(Path(folder), options)
+    text = table(lines(options.results))
     print(text)
-    if options.write:
-        path = Path(__file__).parent / "results" / f"gate_power_{options.runtime}.md"
-        path.write_text(text, encoding="utf-8")
+    if options.results.parent == RESULTS:
+        (RESULTS / "gate_power.md").write_text(text, encoding="utf-8")
+
+
+def lines(path: Path) -> list[dict]:
+    """Everything that was measured so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run(folder: Path, options: argparse.Namespace) -> None:
+    """Append a line for the true ratio, where it is missing, and one for every missing gate."""
+    target = find("local", Path.cwd())
+    example = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0)).numpy()
+    net = build("zoo:resnet20", {}, input_shape=SHAPE, classes=10, seed=0, base=folder)
+    baseline = candidate = export(folder, "a", net, options.runtime)
+    if options.comparison != "A/A":
+        channels = int(options.comparison.partition("+")[2])
+        candidate = export(folder, "b", Slower(net, channels), options.runtime)
+    taken = launches(candidate, baseline, options.runtime, target, example, 1)
+    source = (launch.latency for launch in taken)
+    about = {"runtime": options.runtime, "comparison": options.comparison}
+    condition = {**about, "busy": options.busy}
+
+    def keep(line: dict) -> None:
+        with options.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(line, file=sys.stderr)
+
+    known = lines(options.results)
+    if not any(about.items() <= line.items() and "truth" in line for line in known):
+        ratios = list(itertools.islice(source, TRUTH_LAUNCHES))
+        half = 1.96 * np.std(ratios, ddof=1) / np.sqrt(len(ratios))
+        bounds = [float(np.exp(np.mean(ratios) + shift)) for shift in (-half, half)]
+        keep({**about, "truth": float(np.exp(np.mean(ratios))), "interval": bounds})
+    done = sum(condition.items() <= line.items() for line in known)
+    with neighbour(options.busy):
+        for _ in range(options.gates - done):
+            load = os.getloadavg()[0]
+            word, value, interval, seconds = verdict(source)
+            medians = [alone(p[0], options, target, example) for p in (candidate, baseline)]
+            keep(
+                {
+                    **condition,
+                    "verdict": word,
+                    "ratio": value,
+                    "interval": interval,
+                    "seconds": seconds,
+                    "naive_ratio": medians[0] / medians[1],
+                    "load": load,
+                    "time": time.time(),
+                }
+            )
 
 
 class Slower(nn.Module):
@@ -106,69 +165,65 @@ def neighbour(busy: bool):
         process.wait()
 
 
-def verdict(source) -> tuple[str, float]:
-    """What the gate says of a sequence of launches, and the seconds it took."""
+def verdict(source) -> tuple[str, float, tuple[float, float], float]:
+    """What the gate says of a sequence of launches, of what ratio, and the seconds it took."""
     started = time.monotonic()
     value, interval, conclusive = compare(source, lambda i: not i[0] <= LIMIT <= i[1])
     figure = Figure("latency_vs_baseline", value, interval, "r", "local", conclusive)
     gate = Gate(budgets=[Budget(metric="latency_vs_baseline", max=f"{LIMIT} x")])
-    return check_budgets(gate, [figure]).verdict, time.monotonic() - started
+    return check_budgets(gate, [figure]).verdict, value, interval, time.monotonic() - started
 
 
-def table(folder: Path, options: argparse.Namespace) -> str:
+def table(measured: list[dict]) -> str:
     """The results as Markdown."""
-    target = find("local", Path.cwd())
-    example = torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(0)).numpy()
-    net = build("zoo:resnet20", {}, input_shape=SHAPE, classes=10, seed=0, base=folder)
-    baseline = export(folder, "a", net, options.runtime)
-    candidates = {"A/A": baseline} | {
-        f"A/B, {c} extra channels": export(folder, f"b{c}", Slower(net, c), options.runtime)
-        for c in options.extra
-    }
+    truths = {(m["runtime"], m["comparison"]): m for m in measured if "truth" in m}
+    gates = defaultdict(list)
+    for m in measured:
+        if "verdict" in m:
+            gates[m["runtime"], m["comparison"], m["busy"]].append(m)
     rows = []
-    for (name, path), busy in itertools.product(candidates.items(), (False, True)):
-        source = launches(path, baseline, options.runtime, target, example, 1)
-        with neighbour(False):
-            truth = math.exp(statistics.mean(itertools.islice(source, 30)))
-        found: list[str] = []
-        seconds: list[float] = []
-        naive: list[bool] = []
-        with neighbour(busy):
-            for _ in range(options.gates):
-                word, took = verdict(source)
-                found.append(word)
-                seconds.append(took)
-                medians = [alone(p[0], options, target, example) for p in (path, baseline)]
-                naive.append(medians[0] > NAIVE_LIMIT * medians[1])
-                print(
-                    f"{name} {'busy' if busy else 'quiet'} {len(found)}: {word} {took:.0f} s",
-                    file=sys.stderr,
-                )
-        share = {word: found.count(word) / len(found) for word in ("pass", "fail", "inconclusive")}
+    for (runtime, comparison, busy), found in sorted(gates.items()):
+        truth = truths[runtime, comparison]
+        low, high = truth["interval"]
+        words = [m["verdict"] for m in found]
+        seconds = [m["seconds"] for m in found]
+        naive = [m["naive_ratio"] > NAIVE_LIMIT for m in found]
         rows.append(
-            f"| {name} | {truth:.3f} | {'one core busy' if busy else 'quiet'} | {len(found)} | "
-            f"{share['pass']:.0%} | {share['fail']:.0%} | {share['inconclusive']:.0%} | "
-            f"{np.median(seconds):.0f} s | {sum(naive) / len(naive):.0%} |"
+            f"| {runtime} | {comparison} | {truth['truth']:.3f} [{low:.3f}, {high:.3f}] | "
+            f"{'one core busy' if busy else '–'} | {len(found)} | {share(words, 'pass')} | "
+            f"{share(words, 'fail')} | {share(words, 'inconclusive')} | {np.median(seconds):.0f} s | "
+            f"{max(seconds):.0f} s | {np.median([m['load'] for m in found]):.1f} | "
+            f"{share(naive, True)} |"
         )
-    machine = environment()
+    machine = environment()["machine"]
     return "\n".join(
         [
-            f"# The latency gate in {options.runtime}: false alarms and misses",
+            "# The latency gate: false alarms and misses",
             "",
-            f"`python benchmarks/gate_power.py --gates {options.gates} --runtime {options.runtime} "
-            f"--extra {' '.join(map(str, options.extra))} --write`",
+            "`python benchmarks/gate_power.py --comparison C --gates N --runtime R [--busy]`, a line each; "
+            "every gate is in `gate_power.jsonl`.",
             "",
-            f"ResNet-20 at 32×32, batch 1, one thread, limit {LIMIT}. The true ratio is the mean of 30 "
-            f"launches on the quiet machine. The naive rule: each model once, median, limit {NAIVE_LIMIT}.",
+            f"ResNet-20 at 32×32, batch 1, one thread, limit {LIMIT}. A/B+N has a detour through N extra "
+            f"channels. The true ratio is the mean of {TRUTH_LAUNCHES} launches (95 % interval). In "
+            "brackets: the 95 % Wilson interval of a share. The naive rule: each model once, 200 calls, "
+            f"median, limit {NAIVE_LIMIT}.",
             "",
             "| " + " | ".join(COLUMNS) + " |",
             "|---" * len(COLUMNS) + "|",
             *rows,
             "",
-            f"Machine: {machine['machine'].get('cpu_model')}, {machine['machine']['cores']} cores.",
+            f"Machine: {machine.get('cpu_model')}, {machine['cores']} cores, shared: the load average is "
+            "that of the moment before each gate (median).",
             "",
         ]
     )
+
+
+def share(values: list, of: object) -> str:
+    """ "3/200 [0.5, 4.3] %"."""
+    count = values.count(of)
+    low, high = wilson(count, len(values))
+    return f"{count}/{len(values)} [{100 * low:.1f}, {100 * high:.1f}] %"
 
 
 def alone(path: Path, options: argparse.Namespace, target, example: np.ndarray) -> float:

@@ -33,6 +33,10 @@ class StageError(EdgekdError):
     exit_code = 3
 
 
+class Waiting(StageError):
+    """A stage needs something from elsewhere first; `fix` says what (exit code 3)."""
+
+
 class Interrupted(EdgekdError):
     """Ctrl-C; what was computed is kept and the same command resumes (exit code 130)."""
 

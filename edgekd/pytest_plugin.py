@@ -19,6 +19,7 @@ _RUNTIMES = {".onnx": "onnxruntime", ".xml": "openvino"}
 _LIMITS = {
     "p50": "latency_p50",
     "p90": "latency_p90",
+    "p95": "latency_p95",
     "p99": "latency_p99",
     "memory": "memory",
     "size": "size",
@@ -47,7 +48,7 @@ def check_file(
 ) -> None:
     """Measure a .onnx or .xml file with `inputs` (n, …) float32 at batch n, and check its limits.
 
-    `limits` are any of p50, p90, p99 ("20 ms"), memory and size ("8 MiB"): upper ones, held against
+    `limits` are any of p50, p90, p95, p99 ("20 ms"), memory and size ("8 MiB"): upper ones, held against
     intervals as `edgekd gate` does. `folder` is for temporary files.
     Raises AssertionError for a broken limit; what is undecided fails, skips or passes.
     Raises UsageError for an unknown target, limit or file, StageError when it cannot be measured.
@@ -58,7 +59,7 @@ def check_file(
     unknown = sorted(set(limits) - set(_LIMITS))
     if unknown or not limits:
         raise TypeError(f"limits should be some of {', '.join(_LIMITS)}, not {unknown or 'none'}")
-    gate = Gate(budgets=[Budget(metric=_LIMITS[k], max=v) for k, v in limits.items()])  # type: ignore[arg-type]
+    gate = Gate(budgets=[Budget(metric=_LIMITS[k], max=v) for k, v in limits.items()])
     settings = Profile(max_seconds=max_seconds, min_seconds=min(0.5, max_seconds))
     found = _figures(model, inputs, target, settings, folder)
     report = check_budgets(gate, found)
@@ -74,16 +75,14 @@ def check_file(
 def _figures(
     model: Path, inputs: np.ndarray, target: str, settings: Any, folder: Path
 ) -> list[Any]:
-    from edgekd.errors import UsageError
-    from edgekd.gate.budget import measured
+    from edgekd.export.parts import model_parts
+    from edgekd.gate.figures import measured
     from edgekd.profile.measure import profile
     from edgekd.profile.targets import find
     from edgekd.progress import Silent
     from edgekd.results import ExportedFile
 
-    if model.suffix not in _RUNTIMES or not model.is_file():
-        raise UsageError("should be an existing .onnx or .xml file", where=str(model))
-    parts = [model] if model.suffix == ".onnx" else [model, model.with_suffix(".bin")]
+    parts = model_parts(model)
     runtime = _RUNTIMES[model.suffix]
     device = find(target, Path.cwd(), where="edgekd_budget")
     file = ExportedFile(
@@ -94,8 +93,8 @@ def _figures(
         size=sum(part.stat().st_size for part in parts),
         seconds=0.0,
     )
-    settings = settings.model_copy(update={"batch_size": len(inputs)})
-    report, _ = profile(
+    settings = settings.model_copy(update={"batch_size": len(inputs), "operators": False})
+    report, _, _ = profile(
         (file,),
         [device.model_copy(update={"runtimes": [runtime]})],
         settings,

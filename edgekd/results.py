@@ -7,9 +7,9 @@ An `interval` is a 95 % confidence interval (low, high).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.artifacts import read_json, write_json
 from edgekd.errors import UsageError
@@ -198,22 +198,91 @@ class Latency(Record):
     p99_interval: Interval
     steady: bool
     samples: str
+    p95: float | None = None
+    p95_interval: Interval | None = None
+    mean_interval: Interval | None = None
+
+
+class Scenario(Record):
+    """A figure by the procedure of an MLPerf Inference scenario, from `queries` of `batch_size` samples.
+
+    `latency` (seconds) is loadgen's early-stopping estimate of the scenario's percentile: with 99 %
+    confidence the percentile is no greater. `throughput` is in samples per second.
+    """
+
+    name: Literal["SingleStream", "MultiStream", "Offline"]
+    batch_size: int
+    queries: int
+    latency: float | None = None
+    throughput: float | None = None
+
+
+class Repeated(Record):
+    """Something done once per launch: the median, and all values in order (seconds)."""
+
+    median: float
+    values: tuple[float, ...]
+
+
+class ColdStart(Record):
+    """From a fresh process to the first answer, in every launch; the model's file in the page cache.
+
+    (In the first launch it may not have been.) `runtime` loads the runtime's libraries, `load` the
+    model, of which `compile` is a part where the runtime separates it, `first` is the first inference.
+    """
+
+    runtime: Repeated
+    load: Repeated
+    compile: Repeated | None
+    first: Repeated
 
 
 class Memory(Record):
-    """Bytes. `model` is `peak_rss` − `baseline_rss`, the process before the model was loaded."""
+    """Bytes. `model` is `peak_rss` − `baseline_rss`, the process before the model was loaded.
+
+    Of the baseline, `python_rss` is Python's and numpy's share, which a C++ program has not.
+    `private_dirty` is what the model added to the memory that no other process can share. `weights`
+    is the weights' share of the file. Medians over the launches.
+    """
 
     peak_rss: int
     baseline_rss: int
     model: int
+    python_rss: int | None = None
+    private_dirty: int | None = None
+    weights: int | None = None
+
+
+class DeviceParity(Record):
+    """A file's outputs on the device against those of the same file here, on `samples` test inputs.
+
+    `max_error` is max|Δlogit| / max|logit here|, `agreement` the share with the same top-1 answer;
+    `accuracy` is that on the device, `accuracy_here` that of the same samples here. `tolerance` is
+    the configuration's for the file.
+    """
+
+    samples: int
+    max_error: float
+    agreement: float
+    accuracy: float
+    accuracy_here: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether it is the same function there."""
+        return self.max_error <= self.tolerance
 
 
 class Measurement(Record):
-    """One file in one runtime on one target, in a process of its own.
+    """One file in one runtime on one target, in processes of its own.
 
     `latency` is at the profile's batch size (1 unless configured); `throughput` is samples per
-    second, from `throughput_latency` at a larger batch. `load` is seconds from file to ready,
-    `first` the first inference. `precision` is what the runtime says it executed.
+    second over all calls of `throughput_latency`, at a larger batch. `load` is seconds from file to
+    ready, `first` the first inference. `precision` is what the runtime says it executed. `noise` says
+    what slowed it down that is not the model's: latencies are upper bounds then. `compressed_size` is
+    that of the files deflated, as app stores ship them.
+    `device_parity` is there where the device also checked the outputs.
     """
 
     role: Role
@@ -236,6 +305,12 @@ class Measurement(Record):
     load: float
     first: float
     warmup: int
+    device_parity: DeviceParity | None = None
+    launches: int = 1
+    noise: tuple[str, ...] = ()
+    cold: ColdStart | None = None
+    scenarios: tuple[Scenario, ...] = ()
+    compressed_size: int | None = None
 
 
 class Comparison(Record):
@@ -265,10 +340,11 @@ class ProfileReport(Record):
 class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
-    `limit` reads like "≤ 1 point".
+    `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one.
     """
 
     metric: str
+    label: str | None = None
     target: str | None
     runtime: str
     variant: Variant = "f32"
@@ -277,6 +353,7 @@ class Check(Record):
     limit: str
     verdict: Verdict
     text: str
+    provenance: Provenance = "measured"
 
 
 class GateReport(Record):
@@ -285,3 +362,90 @@ class GateReport(Record):
     verdict: Verdict
     exit_code: int
     checks: tuple[Check, ...]
+
+
+class Costs(Record):
+    """What one file's graph asks for at `batch_size`, whoever runs it. Sizes in the file's types.
+
+    `moved_bytes` is read and written when no operators are fused; `peak_activation_bytes` the most
+    that lives at once in the file's order. `guessed` are operator types without a formula, counted
+    as one operation per element.
+    """
+
+    role: Role
+    variant: Variant = "f32"
+    path: str
+    batch_size: int
+    flops: float
+    weight_bytes: int
+    moved_bytes: int
+    peak_activation_bytes: int
+    guessed: tuple[str, ...]
+
+
+class Operator(Record):
+    """One operator as the runtime executed it; `nodes` are the file's operators that it does.
+
+    `module` is where most of them come from in PyTorch: a dotted path, "" the model itself, None
+    unknown. `flops` and `bytes` are theirs together, None where no operator of the file is known.
+    """
+
+    name: str = Field(max_length=1000)
+    type: str = Field(max_length=200)
+    kernel: str = Field("", max_length=200)
+    module: str | None
+    seconds: float = Field(ge=0)
+    flops: float | None
+    bytes: int | None
+    nodes: tuple[str, ...]
+
+
+class OperatorProfile(Record):
+    """One file in one runtime on one target, operator by operator; mean seconds per inference.
+
+    `wall` is the whole inference while the runtime's profiler watches, which makes it slower than
+    the measured latency. Without operators, `error` says why.
+    """
+
+    role: Role
+    format: str
+    variant: Variant = "f32"
+    runtime: str
+    target: str
+    batch_size: int
+    runs: int = Field(ge=0)
+    wall: float = Field(ge=0)
+    operators: tuple[Operator, ...]
+    error: str = ""
+
+    @property
+    def mapped(self) -> float:
+        """The share of the operators' time whose PyTorch module is known."""
+        total = sum(o.seconds for o in self.operators)
+        known = sum(o.seconds for o in self.operators if o.module is not None)
+        return known / total if total else 0.0
+
+
+class Roofline(Record):
+    """What a target does at most in a runtime: FLOP/s by precision, bytes/s of copies.
+
+    `bandwidth` is that of the memory, `cache_bandwidth` that of the caches. `measured` is when.
+    """
+
+    target: str
+    runtime: str = Field(max_length=64)
+    threads: int
+    flops: dict[str, Annotated[float, Field(gt=0)]] = Field(max_length=8)
+    bandwidth: float = Field(gt=0)
+    cache_bandwidth: float = Field(gt=0)
+    measured: str = Field(max_length=40)
+    provenance: Provenance
+
+
+class OperatorsReport(Record):
+    """`profile/operators.json`; `notes` say what is not available, and why."""
+
+    costs: tuple[Costs, ...]
+    profiles: tuple[OperatorProfile, ...]
+    rooflines: tuple[Roofline, ...]
+    notes: tuple[str, ...]

@@ -20,12 +20,23 @@ def wilson(successes: int, total: int) -> tuple[float, float]:
     return low, high
 
 
+def clopper_pearson(successes: int, total: int, level: float) -> tuple[float, float]:
+    """The exact interval of a binomial share (Clopper and Pearson 1934); holds at any level."""
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
+    low = betaincinv(successes, total - successes + 1, tail) if successes else 0.0
+    high = betaincinv(successes + 1, total - successes, 1 - tail) if successes < total else 1.0
+    return float(low), float(high)
+
+
 def paired_difference(only_first: int, only_second: int, total: int) -> tuple[float, float]:
     """The 95 % interval of the difference of two shares measured on the same `total` samples.
 
     `only_first` samples are right in the first alone, `only_second` in the second alone; the
     difference is first − second. Bonett and Price 2012 (adjusted Wald for paired proportions),
-    which holds its level for few discordant samples too.
+    which holds its level for few discordant samples too; it excludes 0 where the exact test of
+    McNemar (1947) rejects at 5 %.
     """
     n = total + 2
     p12, p21 = (only_first + 1) / n, (only_second + 1) / n

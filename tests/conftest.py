@@ -10,7 +10,7 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import pytest
 from hypothesis import HealthCheck, settings
 
-pytest_plugins = ["tests.exported_models"]
+pytest_plugins = ["tests.exported_models", "tests.profile.ssh_device"]
 
 # The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
 QUIET = (HealthCheck.too_slow,)

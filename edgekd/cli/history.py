@@ -51,6 +51,7 @@ def _filters(function: F) -> F:
         (
             click.option("--run", help="Only runs of this name."),
             click.option("--metric", help="Only this metric, such as latency_p50."),
+            click.option("--label", help="Also class_recall of this class; * for every class."),
             click.option("--target", help="Only this target."),
             click.option("--runtime", help="Only this runtime."),
             click.option("--variant", help="Only f32 or int8 files."),
@@ -121,7 +122,7 @@ def changes(as_json: bool, **options: Any) -> None:
     for s, change in found:
         word = {True: "better", False: "worse", None: ""}[change.better]
         levels = " → ".join(value_text(change.first, v) for v in (change.before, change.after))
-        click.secho(f"{s.key.metric}  {s.key.run}: {named[s.key]}", bold=True)
+        click.secho(f"{s.key.figure}  {s.key.run}: {named[s.key]}", bold=True)
         click.echo(f"    {change.size} {word}  ({levels})")
         branch = f" on {change.first.branch}" if change.first.branch else ""
         click.echo(
@@ -243,7 +244,7 @@ def _print(series: list[Series]) -> None:
         for s in group:
             newest = s.entries[-1]
             interval = [interval_text(newest)] if wide else []
-            cells = (s.key.metric, value_text(newest), *interval, s.step, s.sparkline())
+            cells = (s.key.figure, value_text(newest), *interval, s.step, s.sparkline())
             table.add_row(*map(Text, cells))
         at = f"  at {newest.revision}, {newest.time:%Y-%m-%d %H:%M} UTC"
         screen.print(Text.assemble((f"{run}  {title}", "bold"), (at, "dim")))

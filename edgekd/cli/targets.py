@@ -12,7 +12,7 @@ from edgekd.errors import UsageError
 
 @click.group("targets")
 def command() -> None:
-    """List and show device descriptors: one YAML file per device.
+    """List, show, check and make device descriptors: one YAML file per device.
 
     Your own go in ./targets, or in targets/ beside the configuration.
     """
@@ -55,3 +55,50 @@ def show(name: str, as_json: bool) -> None:
         print_json(value)
     else:
         click.echo(yaml.safe_dump(value, sort_keys=False, allow_unicode=True), nl=False)
+
+
+@command.command("check")
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print the findings as JSON.")
+def check(name: str, as_json: bool) -> int:
+    """Ask the device of target NAME what it lacks, and say how to install it.
+
+    Exit codes: 0 models can be measured there, 3 something is missing.
+    """
+    import dataclasses
+
+    from edgekd.profile.check import check as look
+    from edgekd.profile.targets import find
+
+    findings = look(find(name, Path.cwd(), where="edgekd targets"))
+    if as_json:
+        print_json([dataclasses.asdict(finding) for finding in findings])
+    else:
+        for finding in findings:
+            click.echo(f"{finding.status:<8} {finding.name:<12} {finding.text}")
+            if finding.fix:
+                click.echo(f"{'':<21} → {finding.fix}")
+    return 3 if any(finding.status == "missing" for finding in findings) else 0
+
+
+@command.command("probe")
+@click.argument("where", metavar="NAME|[USER@]HOST[:PORT]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Default: targets/NAME.yaml.")
+@click.option("--force", is_flag=True, help="Replace the file if there is one.")
+def probe(where: str, output: Path | None, force: bool) -> None:
+    """Write a descriptor from the live device: a known target, or any host that ssh reaches."""
+    from edgekd.artifacts import write_text
+    from edgekd.profile.check import as_yaml, probed, target_at
+    from edgekd.profile.targets import TARGETS
+
+    if output is not None and output.suffix != ".yaml":
+        raise UsageError("should end in .yaml", where=f"--output {output}")
+    stem = output.stem if output else None
+    known = {path.stem: path for path in TARGETS.files(Path.cwd())}
+    target = TARGETS.read(known[where]) if where in known else target_at(where, stem)
+    path = output or Path("targets") / f"{target.name}.yaml"
+    if path.exists() and not force:
+        raise UsageError("exists already", where=str(path), fix="--force replaces it")
+    found = probed(target, known=where in known).model_copy(update={"name": path.stem})
+    write_text(path, f"# By `edgekd targets probe` from the live device.\n{as_yaml(found)}")
+    click.echo(f"{path}: {found.description}")

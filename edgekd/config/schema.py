@@ -171,6 +171,15 @@ class Distill(Training):
     def _something_to_learn(self) -> Distill:
         if self.alpha == 0 and not self.methods.entries:
             raise ValueError("alpha is 0 and methods is empty: there is no loss to train with")
+        alone = max((method.alone for method in self.methods.entries), default=0)
+        if alone >= self.epochs:
+            raise ValueError(
+                f"a method is alone for {alone} epochs, which leaves none of {self.epochs} for the rest"
+            )
+        if self.alpha == 0 and all(method.alone for method in self.methods.entries):
+            raise ValueError(
+                "alpha is 0 and every method is `alone`: then there is no loss any more"
+            )
         return self
 
 
@@ -231,11 +240,24 @@ class Profile(Section):
     targets: list[str] = Field(["local"], min_length=1, description="See `edgekd targets`.")
     batch_size: int = Field(1, ge=1, description="Batch size of the latency measurement.")
     throughput_batch_size: int = Field(32, ge=1)
+    launches: int = Field(
+        5,
+        ge=1,
+        le=100,
+        description="Fresh processes of each model, at least: they differ by a few per cent from each "
+        "other, and intervals come from their spread. 1: the interval of one process.",
+    )
     interval: Share = Field(
-        0.02, description="Stop when the 95 % interval of the median is narrower than this share."
+        0.05, description="Stop when the 95 % interval of the median is narrower than this share."
     )
     min_seconds: Positive = Field(0.5, description="Measure each model at least this long.")
     max_seconds: Positive = Field(10.0, description="Then give up: the result is inconclusive.")
+    multistream: bool = Field(
+        False, description="Also MLPerf's MultiStream: queries of 8 samples, at least 662 of them."
+    )
+    operators: bool = Field(
+        True, description="Afterwards also time every operator, and the device's roofline."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Profile:
@@ -248,17 +270,22 @@ class Profile(Section):
 
 
 Metric = Literal[
-    "accuracy", "accuracy_drop", "agreement", "latency_p50", "latency_p90", "latency_p99",
+    "accuracy", "accuracy_drop", "class_recall", "agreement",
+    "latency_p50", "latency_p90", "latency_p95", "latency_p99",
     "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "parity_error",
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
+UserMetric = Annotated[str, Field(pattern=r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$")]
+
 DIMENSIONS: dict[str, Dimension] = {
     "accuracy": "share",
     "accuracy_drop": "points",
+    "class_recall": "share",
     "agreement": "share",
     "latency_p50": "time",
     "latency_p90": "time",
+    "latency_p95": "time",
     "latency_p99": "time",
     "speedup": "ratio",
     "throughput": "rate",
@@ -273,6 +300,11 @@ DIMENSIONS: dict[str, Dimension] = {
     "memory_vs_baseline": "ratio",
     "size_vs_baseline": "ratio",
 }
+
+
+def dimension(metric: str) -> Dimension:
+    """What a metric is counted in; what the user's function gives are plain numbers."""
+    return DIMENSIONS.get(metric, "number")
 
 
 # What a limit can be, in base units.
@@ -294,7 +326,10 @@ def _hint(limit: float, most: float) -> str:
 class Budget(Section):
     """One limit on the student. Exactly one of `max` and `min`, with its unit."""
 
-    metric: Metric
+    metric: Metric | UserMetric = Field(description="user.NAME: what gate.metrics gives.")
+    label: str | None = Field(
+        None, description="With class_recall: of this class; null: of every class."
+    )
     max: str | float | None = Field(None, description='Such as "20 ms", "8 MiB", "1 point".')
     min: str | float | None = Field(None, description='Such as "3 x", "97 %".')
     runtime: str | None = Field(None, description="Only this runtime; null: every one measured.")
@@ -309,8 +344,12 @@ class Budget(Section):
     def _one_limit(self) -> Budget:
         if (self.max is None) == (self.min is None):
             raise ValueError("give exactly one of max and min")
-        limit = units.parse(self.bound, DIMENSIONS[self.metric])
-        least, most = _RANGES[DIMENSIONS[self.metric]]
+        if self.label is not None and self.metric != "class_recall":
+            raise ValueError(f"label belongs to class_recall, not to {self.metric}")
+        limit = units.parse(self.bound, dimension(self.metric))
+        least, most = _RANGES[dimension(self.metric)]
+        if self.metric.startswith("user."):
+            least = -math.inf
         if not least <= limit <= most:
             raise ValueError(
                 f"{self.bound!r} can never be a limit of {self.metric}{_hint(limit, most)}"
@@ -332,13 +371,27 @@ class Gate(Section):
         "fail", description="An undecided budget: exit code 4, or only a warning, or silence."
     )
     budgets: list[Budget] = Field(default_factory=list)
+    max_seconds: NonNegative = Field(
+        60.0, description="Measure again for this long in all while a budget on time is undecided."
+    )
     baseline: str | None = Field(
         None,
-        description="A run folder: its student is measured again beside this one, in turns. Without "
-        "*_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, size ≤ 1.05 x.",
+        description="A run folder, or a .onnx or .xml file: it is measured beside the student, in turns. "
+        "Without *_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, "
+        "size ≤ 1.05 x.",
     )
-    allow: list[Literal["machine", "precision", "threads", "runtime_version"]] = Field(
-        [], description="Differences from the baseline that do not matter to you."
+    rerun_baseline: bool | None = Field(
+        None,
+        description="Measure the baseline again; false: compare with what its run measured; null: "
+        "again where its files are there.",
+    )
+    allow: list[
+        Literal["machine", "precision", "threads", "runtime_version", "limits", "throttled"]
+    ] = Field([], description="Differences from the baseline that do not matter to you.")
+    metrics: str | None = Field(
+        None,
+        description="path/to/file.py:function or package.module:function, (logits, labels) -> "
+        "{name: number}, for budgets on user.NAME and user.NAME_drop (teacher less student).",
     )
 
     @property
@@ -354,6 +407,13 @@ class Gate(Section):
             Budget(metric="memory_vs_baseline", max="1.1 x"),
             Budget(metric="size_vs_baseline", max="1.05 x"),
         ]
+
+
+class BudgetFile(Section):
+    """What `edgekd gate --budget FILE` reads: budgets in place of the run's."""
+
+    budgets: list[Budget] = Field(min_length=1)
+    on_inconclusive: Literal["fail", "warn", "pass"] | None = None
 
 
 class Config(Section):

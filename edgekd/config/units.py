@@ -6,7 +6,7 @@ import math
 import re
 from typing import Literal
 
-Dimension = Literal["time", "bytes", "points", "share", "ratio", "rate", "number"]
+Dimension = Literal["time", "bytes", "points", "share", "ratio", "rate", "number", "flop"]
 
 # Factor to the base unit: seconds, bytes, a share in [0, 1], samples per second.
 UNITS: dict[Dimension, dict[str, float]] = {
@@ -19,11 +19,12 @@ UNITS: dict[Dimension, dict[str, float]] = {
     "ratio": {"x": 1.0, "times": 1.0, "": 1.0},
     "rate": {"/s": 1.0, "": 1.0},
     "number": {"": 1.0},
+    "flop": {"FLOP": 1.0, "kFLOP": 1e3, "MFLOP": 1e6, "GFLOP": 1e9, "TFLOP": 1e12},
 }  # fmt: skip
 
 _EXAMPLE: dict[Dimension, str] = {
     "time": "20 ms", "bytes": "8 MiB", "points": "0.5 points", "share": "97 %",
-    "ratio": "3 x", "rate": "500 /s", "number": "1e-4",
+    "ratio": "3 x", "rate": "500 /s", "number": "1e-4", "flop": "20 MFLOP",
 }  # fmt: skip
 
 
@@ -67,6 +68,11 @@ def format_quantity(value: float, dimension: Dimension) -> str:
             return f"{value:,.0f} /s" if abs(value) >= 100 else f"{value:.3g} /s"
         case "number":
             return f"{value:.3g}"
+        case "flop":
+            for unit, factor in (("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("kFLOP", 1e3)):
+                if abs(value) >= factor:
+                    return f"{_significant(value / factor)} {unit}"
+            return f"{value:.0f} FLOP"
 
 
 def _significant(value: float) -> str:

@@ -26,6 +26,7 @@ from edgekd.registry import Registry, suggestion
 if TYPE_CHECKING:
     from torch import Tensor
 
+ALONE = "First epochs that this term has for itself, as an initialisation; then it is done. 0: always on."
 Kind = Literal["logits", "probabilities", "labels", "features", "attentions"]
 
 
@@ -48,6 +49,7 @@ class Method(BaseModel):
     needs: ClassVar[frozenset[Kind]]
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     warmup: int = Field(0, ge=0, description="Epochs over which the weight rises linearly.")
+    alone: int = Field(0, ge=0, description=ALONE)
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         """The scalar loss, mean over the batch, before `weight`."""

@@ -65,11 +65,17 @@ class Objective:
     def terms(
         self, student: Knowledge, teacher: Knowledge | None, labels: Tensor, epoch: int = 0
     ) -> dict[str, Tensor]:
-        """The weighted scalar terms of one batch of the (0-based) epoch; their sum is the loss."""
+        """The weighted scalar terms of one batch of the (0-based) epoch; their sum is the loss.
+
+        Methods that are an initialisation (`alone`) have the first epochs for themselves; then they
+        are done.
+        """
+        initial = tuple(m for m in self.methods if epoch < m.alone)
+        methods = initial or tuple(m for m in self.methods if m.alone == 0)
         terms: dict[str, Tensor] = {}
-        if self.alpha:
+        if self.alpha and not initial:
             terms["cross_entropy"] = self.alpha * F.cross_entropy(student.logits, labels)
-        for method in self.methods:
+        for method in methods:
             assert teacher is not None
             warm = min(1.0, (epoch + 1) / max(1, method.warmup))
             loss = self.losses[method.name](student, teacher, labels)

@@ -48,6 +48,17 @@ def regressor(student: Tensor, teacher: Tensor) -> nn.Module:
     return nn.Linear(student.shape[-1], teacher.shape[-1])
 
 
+def check_maps(pairs: list[tuple[Tensor, Tensor]], method: str, least: int = 1) -> None:
+    """Raises UsageError unless there are at least `least` pairs, all of maps (n, c, h, w)."""
+    if len(pairs) < least or any(f.ndim != 4 for pair in pairs for f in pair):
+        raise UsageError(
+            f"{method} needs feature maps (n, c, h, w) of at least {least} "
+            f"{'stage' if least == 1 else 'stages'}; it got {[tuple(s.shape) for s, _ in pairs]}",
+            where="distill.methods",
+            fix="choose other taps",
+        )
+
+
 def matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Two maps (n, c, h, w) at the smaller of both sizes, by adaptive average pooling."""
     if a.ndim != 4 or b.ndim != 4:

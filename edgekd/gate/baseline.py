@@ -1,195 +1,166 @@
-"""The student against a baseline's: the same test samples, and latency measured again, in turns, now.
-
-Two processes of the very same file can differ by a percent or two for as long as they live (where
-their memory happens to lie). A launch is therefore one observation: both files in fresh processes,
-interleaved; its log-ratio of medians. Looks after 6, 12 and 24 launches, each with a 99 % t interval
-(the three together err in at most 3 % of comparisons; Pocock 1977 would allow slightly narrower ones).
-"""
+"""The student against a baseline: the same test samples, and latency measured again, in turns, now."""
 
 from __future__ import annotations
 
-import math
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekd.config.schema import Gate, Profile
-from edgekd.errors import UsageError
-from edgekd.gate.budget import Figure
+from edgekd.config import units
+from edgekd.config.schema import DIMENSIONS, Gate, Profile
+from edgekd.errors import StageError, UsageError
+from edgekd.gate.counterparts import Baseline, Counterpart
+from edgekd.gate.figures import Figure, logits_name
+from edgekd.gate.launches import LOOKS, Launch, compare, launches, mean_ratio, throttled
 from edgekd.pipeline.run import Run
 from edgekd.profile.targets import Target
-from edgekd.profile.transport import TRANSPORTS
 from edgekd.progress import Progress
-from edgekd.results import ExportedFile, Interval, Measurement, Parity
+from edgekd.results import Interval, Measurement
 from edgekd.statistics import paired_difference
-
-# Launches at each look, and the 99.5 % quantile of Student's t with one degree less.
-LOOKS = ((6, 4.032), (12, 3.106), (24, 2.807))
-_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
 class Pair:
-    """The candidate's and the baseline's measurement of the same kind of file in the same place."""
+    """A measured file of the student and the baseline's beside it."""
 
     candidate: Measurement
-    baseline: Measurement
+    baseline: Counterpart
 
 
 def figures(
     candidate: Run,
-    baseline: Run,
+    baseline: Baseline,
     gate: Gate,
     targets: list[Target],
     profile: Profile,
     example: np.ndarray,
     progress: Progress,
 ) -> Iterator[Figure]:
-    """Every `*_vs_baseline` figure of the student's files.
+    """Every `*_vs_baseline` figure of the student's files; `example` is inputs (n, …) float32.
 
-    Raises UsageError when the runs cannot be compared (`gate.allow` overrides), naming the difference.
+    Raises UsageError when the two cannot be compared (`gate.allow` overrides), naming the
+    difference; StageError when the device throttled while measuring.
     """
     yield from _accuracies(candidate, baseline)
-    pairs = _pairs(candidate, baseline)
-    _check_comparable(candidate, baseline, pairs, gate)
-    limits = [b.bound for b in gate.all_budgets if b.metric == "latency_vs_baseline"]
-    decided = _decided([_ratio(limit) for limit in limits])
+    pairs = [
+        Pair(m, found)
+        for m in candidate.profile.measurements
+        if m.role == "student" and (found := baseline.counterpart(m)) is not None
+    ]
+    if not pairs:
+        raise UsageError(
+            "has no student file for a target and runtime that was measured here",
+            where=baseline.where,
+        )
+    wanted = {"latency_vs_baseline", "memory_vs_baseline"} & {b.metric for b in gate.all_budgets}
+    again = [pair for pair in pairs if wanted and _run_again(pair, gate, baseline)]
+    recorded = [pair for pair in pairs if wanted and pair not in again]
+    _check_comparable(candidate, baseline, recorded, gate.allow)
     by_name = {target.name: target for target in targets}
-    with progress.task("against baseline", LOOKS[-1][0] * len(pairs)) as task:
+    with progress.task("against baseline", LOOKS[-1][0] * len(again)) as task:
         for pair in pairs:
-            m, base = pair.candidate, pair.baseline
-            value, interval, conclusive = 1.0, None, True
-            if limits:
+            m = pair.candidate
+            if pair in again:
+                parts = _student_parts(candidate, m)
                 source = launches(
-                    _parts(candidate, m.path), _parts(baseline, base.path), m.runtime,
-                    by_name[m.target], example, profile.batch_size,
+                    parts, pair.baseline.parts, m.runtime, by_name[m.target], example,
+                    profile.batch_size,
                 )  # fmt: skip
-                value, interval, conclusive = compare(source, decided, task.advance)
-                yield Figure(
-                    "latency_vs_baseline",
-                    value,
-                    interval,
-                    m.runtime,
-                    m.target,
-                    conclusive,
-                    m.variant,
+                yield from _measured_again(m, source, gate, task.advance)
+            elif pair in recorded:
+                yield from _recorded(pair)
+            of = (m.runtime, m.target, True, m.variant, m.provenance)
+            yield Figure("size_vs_baseline", m.size / pair.baseline.size, None, *of)
+
+
+def _run_again(pair: Pair, gate: Gate, baseline: Baseline) -> bool:
+    """Whether the baseline is measured again beside the student, rather than read from its run."""
+    if gate.rerun_baseline and not pair.baseline.parts:
+        raise UsageError(
+            "its model files are gone, so that they cannot be measured again",
+            where=baseline.where,
+            fix="keep export/ and quantized/ of that run, or set gate.rerun_baseline: null",
+        )
+    if pair.baseline.record is None:
+        return True
+    return bool(pair.baseline.parts) and gate.rerun_baseline is not False
+
+
+def _student_parts(run: Run, m: Measurement) -> list[Path]:
+    file = next(file for file in run.files if file.path == m.path)
+    return [run.path / m.path, *(run.path / part for part in file.files if part != m.path)]
+
+
+def _measured_again(
+    m: Measurement, source: Iterator[Launch], gate: Gate, advance: Callable[..., None]
+) -> Iterator[Figure]:
+    """Latency and memory from as many launches as the latency's budgets need."""
+    taken: list[Launch] = []
+
+    def latencies() -> Iterator[float]:
+        for launch in source:
+            if launch.throttled and "throttled" not in gate.allow:
+                raise StageError(
+                    "the device throttled while it was measured against the baseline",
+                    where=f"target {m.target}",
+                    fix="let it cool down, or set gate.allow: [throttled]",
                 )
-            of = (m.runtime, m.target, True, m.variant)
-            memory = max(1, m.memory.model) / max(1, base.memory.model)
-            yield Figure("memory_vs_baseline", memory, None, *of)
-            yield Figure("size_vs_baseline", m.size / base.size, None, *of)
+            taken.append(launch)
+            yield launch.latency
+
+    of = (m.runtime, m.target)
+    decided = _decided(gate, "latency_vs_baseline")
+    value, interval, conclusive = compare(latencies(), decided, advance)
+    yield Figure("latency_vs_baseline", value, interval, *of, conclusive, m.variant, m.provenance)
+    value, interval = mean_ratio([launch.memory for launch in taken])
+    yield Figure("memory_vs_baseline", value, interval, *of, True, m.variant, m.provenance)
 
 
-def compare(
-    source: Iterator[float],
-    decided: Callable[[Interval], bool],
-    advance: Callable[..., None] = lambda *_, **__: None,
-) -> tuple[float, Interval, bool]:
-    """Ratio, its interval, and whether `decided` was reached; takes launches until it is.
-
-    `source` yields log-ratios. The interval is that of the mean log-ratio, as a ratio.
-    """
-    ratios: list[float] = []
-    interval = (0.0, math.inf)
-    for count, t in LOOKS:
-        while len(ratios) < count:
-            ratios.append(next(source))
-            advance(1, ratio=f"{math.exp(np.mean(ratios)):.3f}")
-        mean = float(np.mean(ratios))
-        half = t * float(np.std(ratios, ddof=1)) / math.sqrt(count)
-        interval = (math.exp(mean - half), math.exp(mean + half))
-        if decided(interval):
-            return math.exp(mean), interval, True
-    return math.exp(float(np.mean(ratios))), interval, False
+def _recorded(pair: Pair) -> Iterator[Figure]:
+    """From what was measured then: the widest ratio that both intervals allow."""
+    m, then = pair.candidate, pair.baseline.record
+    assert then is not None
+    of = partial(
+        Figure,
+        runtime=m.runtime,
+        target=m.target,
+        variant=m.variant,
+        provenance=m.provenance,
+        note="not run again",
+    )
+    low, high = m.latency.p50_interval
+    interval = (low / then.latency.p50_interval[1], high / then.latency.p50_interval[0])
+    ratio = m.latency.p50 / then.latency.p50
+    conclusive = m.conclusive and then.conclusive
+    yield of("latency_vs_baseline", ratio, interval, conclusive=conclusive)
+    memory = max(1, m.memory.model) / max(1, then.memory.model)
+    yield of("memory_vs_baseline", memory, None)
 
 
-def _decided(limits: list[float]) -> Callable[[Interval], bool]:
-    """Whether an interval lies on one side of every limit."""
+def _decided(gate: Gate, metric: str) -> Callable[[Interval], bool]:
+    """Whether an interval lies on one side of every limit on the metric."""
+    limits = [
+        units.parse(b.bound, DIMENSIONS[metric]) for b in gate.all_budgets if b.metric == metric
+    ]
     return lambda interval: not any(interval[0] <= limit <= interval[1] for limit in limits)
 
 
-def _ratio(bound: str | float) -> float:
-    from edgekd.config import units
-
-    return units.parse(bound, "ratio")
-
-
-def _parts(run: Run, path: str) -> list[Path]:
-    """The file `path` of a run, then the further files that it consists of."""
-    file = next(file for file in run.files if file.path == path)
-    return [run.path / path, *(run.path / part for part in file.files if part != path)]
-
-
-def launches(
-    candidate: list[Path],
-    baseline: list[Path],
-    runtime: str,
-    target: Target,
-    example: np.ndarray,
-    batch_size: int,
-) -> Iterator[float]:
-    """log(candidate's median / baseline's median) of one launch after another, without end.
-
-    A model is its file and the further ones that belong to it; `example` is inputs (n, …) float32.
-    Raises StageError when a file cannot be measured.
-    """
-    models = {"candidate": candidate, "baseline": baseline}
-    while True:
-        with tempfile.TemporaryDirectory(prefix="edgekd-gate-") as name:
-            folder = Path(name)
-            np.save(folder / "inputs.npy", example)
-            plan: dict[str, Any] = {
-                "models": [
-                    {
-                        "id": role,
-                        "runtime": runtime,
-                        "path": str(parts[0].resolve()),
-                        "parts": [str(part.resolve()) for part in parts],
-                        "threads": target.threads,
-                        "precision": target.precision,
-                    }
-                    for role, parts in models.items()
-                ],
-                "inputs": str(folder / "inputs.npy"),
-                "phases": ["latency"],
-                "batch_size": batch_size,
-                "throughput_batch_size": batch_size,
-                "interval": 0.5,
-                "min_seconds": _SECONDS,
-                "max_seconds": max(_SECONDS, 4.0),
-            }
-            TRANSPORTS.get(target.transport)().measure(target, plan, folder, lambda event: None)
-            with np.load(folder / "samples.npz", allow_pickle=False) as samples:
-                medians = {role: float(np.median(samples[f"{role}/latency"])) for role in models}
-        # The other one is loaded first the next time.
-        models = dict(reversed(models.items()))
-        yield math.log(medians["candidate"] / medians["baseline"])
-
-
-def _accuracies(candidate: Run, baseline: Run) -> Iterator[Figure]:
+def _accuracies(candidate: Run, baseline: Baseline) -> Iterator[Figure]:
     """Points lost on the same test samples, with the interval of the paired difference."""
-    with (
-        np.load(candidate.path / "verify/logits.npz", allow_pickle=False) as now,
-        np.load(baseline.path / "verify/logits.npz", allow_pickle=False) as then,
-    ):
-        same = np.array_equal(now["indices"], then["indices"])
-        if not same or not np.array_equal(now["labels"], then["labels"]):
-            raise UsageError(
-                "was tested on other samples than this run",
-                where=f"gate.baseline {baseline.path}",
-                fix="use the same data, data.seed, data.test and data.limit in both",
-            )
-        labels = now["labels"]
-        files = {_kind(p): p for p in baseline.verify.files if p.role == "student"}
+    with np.load(candidate.path / "verify/logits.npz", allow_pickle=False) as now:
+        labels, indices = now["labels"], now["indices"]
         for file in candidate.verify.files:
-            if file.role != "student" or _kind(file) not in files:
+            if file.role != "student":
                 continue
-            key = f"{file.runtime}/{_name(file)}"
-            right, before = (archive[key].argmax(1) == labels for archive in (now, then))
+            then = baseline.logits(file, indices, labels)
+            if then is None:
+                continue
+            right = now[f"{file.runtime}/{logits_name(file)}"].argmax(1) == labels
+            before = then.argmax(1) == labels
             lost, gained = int((before & ~right).sum()), int((right & ~before).sum())
             yield Figure(
                 "accuracy_vs_baseline",
@@ -200,50 +171,31 @@ def _accuracies(candidate: Run, baseline: Run) -> Iterator[Figure]:
             )
 
 
-def _kind(p: Parity) -> tuple[str, str, str]:
-    return p.runtime, p.format, p.variant
-
-
-def _name(file: Parity | ExportedFile) -> str:
-    return file.role if file.variant == "f32" else f"{file.role}-{file.variant}"
-
-
-def _pairs(candidate: Run, baseline: Run) -> list[Pair]:
-    before = {
-        (m.target, m.runtime, m.format, m.variant): m
-        for m in baseline.profile.measurements
-        if m.role == "student"
-    }
-    return [
-        Pair(m, before[m.target, m.runtime, m.format, m.variant])
-        for m in candidate.profile.measurements
-        if m.role == "student" and (m.target, m.runtime, m.format, m.variant) in before
-    ]
-
-
-def _check_comparable(candidate: Run, baseline: Run, pairs: list[Pair], gate: Gate) -> None:
-    """Raises UsageError for runs of which the difference would not be the student's."""
-    if not pairs:
-        raise UsageError(
-            "has no student file that was measured on the same target and runtime",
-            where=f"gate.baseline {baseline.path}",
-        )
-    differences: dict[str, tuple[object, object]] = {}
+def _check_comparable(
+    candidate: Run, baseline: Baseline, pairs: list[Pair], allow: Collection[str]
+) -> None:
+    """Raises UsageError for records of which the difference would not be the student's."""
     for pair in pairs:
-        for name in ("precision", "threads", "runtime_version"):
-            now, then = getattr(pair.candidate, name), getattr(pair.baseline, name)
-            if now != then:
-                differences[name] = (then, now)
-    for target in {pair.candidate.target for pair in pairs}:
-        now, then = (
-            run.profile.environment[target].get("cpu_model") for run in (candidate, baseline)
-        )
-        if now != then:
-            differences["machine"] = (then, now)
-    for name, (then, now) in differences.items():
-        if name not in gate.allow:
-            raise UsageError(
-                f"cannot be compared: {name} was {then}, now {now}",
-                where=f"gate.baseline {baseline.path}",
-                fix=f"profile both in the same way, or set gate.allow: [{name}]",
-            )
+        m, then = pair.candidate, pair.baseline.record
+        assert then is not None
+        here = candidate.profile.environment[m.target]
+        now = _conditions(m, here)
+        for name, before in _conditions(then, pair.baseline.environment).items():
+            if name not in allow and (before != now[name] or (name == "throttled" and before)):
+                raise UsageError(
+                    f"cannot be compared: {name} was {before}, now {now[name]}",
+                    where=baseline.where,
+                    fix=f"profile both in the same way, or set gate.allow: [{name}]",
+                )
+
+
+def _conditions(m: Measurement, environment: dict[str, Any]) -> dict[str, object]:
+    """What must be the same for two records to be compared."""
+    return {
+        "machine": environment.get("cpu_model"),
+        "precision": m.precision,
+        "threads": m.threads,
+        "runtime_version": m.runtime_version,
+        "limits": environment.get("emulated"),
+        "throttled": throttled(environment),
+    }

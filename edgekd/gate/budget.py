@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-
-import numpy as np
+from collections.abc import Iterable
 
 from edgekd.config import units
-from edgekd.config.schema import DIMENSIONS, Budget, Gate
+from edgekd.config.schema import Budget, Gate, dimension
 from edgekd.errors import UsageError
-from edgekd.results import (
-    Check,
-    GateReport,
-    Interval,
-    ProfileReport,
-    Variant,
-    Verdict,
-    VerifyReport,
-)
-from edgekd.statistics import paired_difference
+from edgekd.gate.figures import Figure
+from edgekd.results import Check, GateReport, Variant, Verdict
 
-
-@dataclass(frozen=True)
-class Figure:
-    """A value of one metric, in base units; `exact` figures (sizes, errors) have no interval."""
-
-    metric: str
-    value: float
-    interval: Interval | None
-    runtime: str
-    target: str | None = None
-    conclusive: bool = True
-    variant: Variant = "f32"
+# Counts over a fixed test split: see `_verdict`.
+_COUNTED = ("accuracy", "accuracy_drop", "agreement", "class_recall")
 
 
 def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
@@ -47,15 +25,13 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
     for i, budget in enumerate(gate.all_budgets):
         matching = [figure for figure in figures if _speaks_of(budget, figure, shipped)]
         if not matching:
-            measured = sorted(
-                {f"{f.target or 'any target'}/{f.runtime}/{f.variant}" for f in figures}
-            )
             raise UsageError(
                 f"nothing was measured for {budget.metric} with runtime "
                 f"{budget.runtime or 'any'} on target {budget.target or 'any'}, "
-                f"variant {budget.variant or shipped}",
+                f"variant {budget.variant or shipped}"
+                + (f", class {budget.label!r}" if budget.label else ""),
                 where=f"gate.budgets.{i}",
-                fix=f"measured: {', '.join(measured)}",
+                fix=_known(budget, figures),
             )
         checks += [_check(budget, figure) for figure in matching]
     verdict = _overall(checks)
@@ -66,59 +42,18 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
     return GateReport(verdict=verdict, exit_code=code, checks=tuple(checks))
 
 
-def figures(
-    verify: VerifyReport, profile: ProfileReport, logits: np.lib.npyio.NpzFile
-) -> Iterator[Figure]:
-    """Every figure of the student that a budget can speak of.
-
-    `logits` is the verify stage's `logits.npz`: the teacher and the student answered the same
-    samples, so that the interval of the accuracy drop is that of a paired difference.
-    """
-    labels = logits["labels"]
-    for file in verify.files:
-        if file.role != "student":
-            continue
-        accuracy, agreement = file.accuracy, file.teacher_agreement
-        teacher, student = (
-            logits[f"{file.runtime}/{name}"].argmax(1) == labels
-            for name in ("teacher", _name(file.variant))
-        )
-        drop = float(teacher.mean() - student.mean())
-        between = paired_difference(
-            int((teacher & ~student).sum()), int((student & ~teacher).sum()), len(labels)
-        )
-        of = partial(Figure, runtime=file.runtime, variant=file.variant)
-        yield of("accuracy", accuracy.value, accuracy.interval)
-        yield of("agreement", agreement, None)
-        yield of("parity_error", file.max_error, None)
-        yield of("accuracy_drop", drop, between)
-    yield from measured(profile)
-
-
-def measured(profile: ProfileReport) -> Iterator[Figure]:
-    """The figures of the student that a profile has alone."""
-    for m in profile.measurements:
-        if m.role != "student":
-            continue
-        of = partial(
-            Figure, runtime=m.runtime, target=m.target, conclusive=m.conclusive, variant=m.variant
-        )
-        yield of("latency_p50", m.latency.p50, m.latency.p50_interval)
-        yield of("latency_p90", m.latency.p90, m.latency.p90_interval)
-        yield of("latency_p99", m.latency.p99, m.latency.p99_interval)
-        yield of("throughput", m.throughput, m.throughput_interval)
-        yield of("memory", m.memory.model, None)
-        yield of("size", m.size, None)
-    for c in profile.comparisons:
-        of = partial(Figure, runtime=c.runtime, target=c.target, variant=c.variant)
-        yield of("speedup", c.speedup, c.speedup_interval)
-        yield of("memory_ratio", c.memory_ratio, None)
-        yield of("compression", c.compression, None)
-
-
-def _name(variant: Variant) -> str:
-    """The student's name in `logits.npz`."""
-    return "student" if variant == "f32" else f"student-{variant}"
+def _known(budget: Budget, figures: list[Figure]) -> str:
+    """What a budget that nothing answers could have spoken of."""
+    same = [figure for figure in figures if figure.metric == budget.metric]
+    if not same and budget.metric.startswith("user."):
+        names = sorted({f.metric for f in figures if f.metric.startswith("user.")})
+        return f"gate.metrics gives: {', '.join(names) or 'nothing (it is not set)'}"
+    places = sorted(
+        {f"{f.target or 'any target'}/{f.runtime}/{f.variant}" for f in same or figures}
+    )
+    labels = sorted({figure.label for figure in same if figure.label})
+    classes = f"; classes: {', '.join(labels)}" if budget.label else ""
+    return f"measured: {', '.join(places)}{classes}"
 
 
 def _speaks_of(budget: Budget, figure: Figure, shipped: Variant) -> bool:
@@ -130,6 +65,7 @@ def _speaks_of(budget: Budget, figure: Figure, shipped: Variant) -> bool:
         shipped = "f32"
     return (
         budget.metric == figure.metric
+        and budget.label == figure.label
         and figure.variant == (budget.variant or shipped)
         and budget.runtime in (None, figure.runtime)
         # Accuracy belongs to the file, on whichever target it runs.
@@ -138,18 +74,26 @@ def _speaks_of(budget: Budget, figure: Figure, shipped: Variant) -> bool:
 
 
 def _check(budget: Budget, figure: Figure) -> Check:
-    dimension = DIMENSIONS[budget.metric]
-    limit = units.parse(budget.bound, dimension)
+    of = dimension(budget.metric)
+    limit = units.parse(budget.bound, of)
     sign = "≤" if budget.max is not None else "≥"
-    written = f"{sign} {units.format_quantity(limit, dimension)}"
+    written = f"{sign} {units.format_quantity(limit, of)}"
     verdict = _verdict(figure, limit, upper=budget.max is not None)
-    shown = units.format_quantity(figure.value, dimension)
+    shown = units.format_quantity(figure.value, of)
     if figure.interval:
-        low, high = (units.format_quantity(bound, dimension) for bound in figure.interval)
+        low, high = (units.format_quantity(bound, of) for bound in figure.interval)
         shown += f" [{low}, {high}]"
+    if figure.note:
+        shown += f" ({figure.note})"
     place = "/".join(part for part in (figure.target, figure.runtime) if part)
+    name = f"{budget.metric} of {figure.label!r}" if figure.label else budget.metric
+    if figure.provenance != "measured":
+        shown += f" ({figure.provenance})"
+    if figure.noisy:
+        shown += " (the machine was disturbed)"
     return Check(
         metric=budget.metric,
+        label=figure.label,
         target=figure.target,
         runtime=figure.runtime,
         variant=figure.variant,
@@ -157,16 +101,18 @@ def _check(budget: Budget, figure: Figure) -> Check:
         interval=figure.interval,
         limit=written,
         verdict=verdict,
-        text=f"{budget.metric} on {place}: {shown}, budget {written}",
+        provenance=figure.provenance,
+        text=f"{name} on {place}: {shown}, budget {written}",
     )
 
 
 def _verdict(figure: Figure, limit: float, *, upper: bool) -> Verdict:
     """Latency-like figures: the whole interval must lie on one side of the limit.
 
-    Accuracy is a count on a fixed test split, not a noisy reading: it passes when the count
-    does. Where it does not, it fails only if the interval (sampling of that split) says that
-    the difference is real; a handful of images is inconclusive.
+        provenance=figure.provenance,
+    Accuracy and its like are counts on a fixed test split, not noisy readings: they pass when the
+    count does. Where it does not, they fail only if the interval (sampling of that split) says
+    that the difference is real; a handful of images is inconclusive.
     """
     within = figure.value <= limit if upper else figure.value >= limit
     if figure.metric == "accuracy_vs_baseline" and figure.interval:
@@ -177,12 +123,12 @@ def _verdict(figure: Figure, limit: float, *, upper: bool) -> Verdict:
     low, high = figure.interval
     all_within = high <= limit if upper else low >= limit
     all_beyond = low > limit if upper else high < limit
-    if figure.metric in ("accuracy", "accuracy_drop") and within:
+    if within and (figure.metric in _COUNTED or figure.metric.startswith("user.")):
         return "pass"
     if all_within and figure.conclusive:
         return "pass"
     if all_beyond:
-        return "fail"
+        return "inconclusive" if figure.noisy else "fail"
     return "inconclusive"
 
 

@@ -98,7 +98,8 @@ def github_annotations(report: GateReport) -> list[str]:
 
 
 def _place(check: Check) -> list[str]:
-    return [part for part in (check.target, check.runtime, check.variant) if part]
+    label = None if check.provenance == "measured" else check.provenance
+    return [part for part in (check.target, label, check.runtime, check.variant) if part]
 
 
 def _xml(text: str) -> str:

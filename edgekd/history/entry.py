@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, field_validator
 
 from edgekd.artifacts import sha256_json
-from edgekd.config.schema import DIMENSIONS
+from edgekd.config.schema import DIMENSIONS, dimension
 from edgekd.config.units import Dimension
 from edgekd.results import Interval, Provenance, Record, Variant, Verdict
 
@@ -18,11 +18,18 @@ LONGEST_TEXT = 200
 Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT, pattern=_PRINTABLE)]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{7,64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 
 _HIGHER_IS_BETTER = frozenset(
-    {"accuracy", "agreement", "throughput", "speedup", "memory_ratio", "compression"}
+    {
+        "accuracy",
+        "class_recall",
+        "agreement",
+        "throughput",
+        "speedup",
+        "memory_ratio",
+        "compression",
+    }
 )
 
 
@@ -48,6 +55,7 @@ class Key(NamedTuple):
     batch_size: int | None
     variant: Variant
     metric: str
+    label: str | None
     provenance: Provenance
 
     @property
@@ -57,14 +65,21 @@ class Key(NamedTuple):
 
     @property
     def dimension(self) -> Dimension:
-        """The unit that values are in; "number" for a metric of another version."""
-        dimensions: dict[str, Dimension] = {**DIMENSIONS}
-        return dimensions.get(self.metric, "number")
+        """The unit that values are in; "number" for a metric of the user's, or of another version."""
+        return dimension(self.metric)
 
     @property
-    def higher_is_better(self) -> bool:
-        """Of accuracies, rates and gains; of times, sizes and errors less is better."""
-        return self.metric in _HIGHER_IS_BETTER
+    def higher_is_better(self) -> bool | None:
+        """Of accuracies, rates and gains; of times, sizes and errors less is; None: edgekd can't know.
+
+        That is so of the metrics of the user's function.
+        """
+        return self.metric in _HIGHER_IS_BETTER if self.metric in DIMENSIONS else None
+
+    @property
+    def figure(self) -> str:
+        """Such as "latency_p50", or "class_recall of 'cat'"."""
+        return f"{self.metric} of {self.label!r}" if self.label is not None else self.metric
 
 
 class Entry(Record):
@@ -73,7 +88,8 @@ class Entry(Record):
     `time` is when it was measured (UTC, whole seconds), `run` the run's name, `commit` what the
     user's project was at when the gate ran; `config` hashes the configuration without budgets,
     `artifact` the student's file (of one with several parts: their hashes). `interval` is the 95 %
-    interval (99 % for latency_vs_baseline); `limit` and `verdict` are of the budgets on it, if any.
+    interval (99 % for latency_vs_baseline); `label` is the class that it is of; a `noisy` one
+    was measured on a disturbed machine. `limit` and `verdict` are of the budgets on it, if any.
     """
 
     time: Time
@@ -91,10 +107,12 @@ class Entry(Record):
     threads: Count | None
     batch_size: Count | None
     variant: Variant
-    metric: Name
+    metric: Text
+    label: Text | None
     value: float
     interval: Interval | None
     provenance: Provenance
+    noisy: bool
     limit: Text | None
     verdict: Verdict | None
     edgekd: Text

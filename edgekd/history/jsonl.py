@@ -34,26 +34,18 @@ def load(path: Path, file: IO[bytes], name: str) -> tuple[int, int]:
     Returns the number of lines and of those that were not there yet. Raises UsageError with
     `name` and the line's number for the first line that edgekd did not write.
     """
-    lines = _Counted(file, name)
-    added = store.append(path, lines)
-    return lines.count, added
+    found = list(_entries(file, name))
+    return len(found), store.append(path, found)
 
 
-class _Counted:
-    """The entries of a file, one at a time, and how many there have been."""
-
-    def __init__(self, file: IO[bytes], name: str) -> None:
-        self.file, self.name, self.count = file, name, 0
-
-    def __iter__(self) -> Iterator[Entry]:
-        number = 0
-        while line := self.file.readline(_LONGEST_LINE + 1):
-            number += 1
-            if len(line) > _LONGEST_LINE:
-                raise UsageError("the line is too long", where=f"{self.name}:{number}")
-            if line.strip():
-                yield _entry(line, f"{self.name}:{number}")
-                self.count += 1
+def _entries(file: IO[bytes], name: str) -> Iterator[Entry]:
+    number = 0
+    while line := file.readline(_LONGEST_LINE + 1):
+        number += 1
+        if len(line) > _LONGEST_LINE:
+            raise UsageError("the line is too long", where=f"{name}:{number}")
+        if line.strip():
+            yield _entry(line, f"{name}:{number}")
 
 
 def _entry(line: bytes, where: str) -> Entry:

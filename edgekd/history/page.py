@@ -10,9 +10,10 @@ from importlib import resources
 import jinja2
 from markupsafe import Markup
 
+from edgekd.history.entry import Entry
 from edgekd.history.series import Change, Series, interval_text, titles, value_text
 from edgekd.report import plots
-from edgekd.report.checks import metric_name
+from edgekd.report.checks import figure_name
 
 # More of it stays in the history: `edgekd history export`.
 _MOST_ROWS = 60
@@ -66,7 +67,7 @@ def _changes(series: Sequence[Series]) -> Iterator[Row]:
     found = [(s, change) for s in series for change in s.changes]
     for s, change in sorted(found, key=lambda pair: pair[1].first.time, reverse=True):
         yield Row(
-            metric_name(s.key.metric),
+            figure_name(s.key.metric, s.key.label),
             f"{s.key.run}: {named[s.key]}",
             change,
             f"{value_text(change.first, change.before)} → {value_text(change.first, change.after)}",
@@ -81,11 +82,11 @@ def _plots(series: Sequence[Series]) -> Iterator[Plot]:
     )
     number = itertools.count()
     for (run, target), here in by_place:
-        by_metric: dict[str, list[Series]] = {}
+        by_figure: dict[str, list[Series]] = {}
         for s in here:
-            by_metric.setdefault(s.key.metric, []).append(s)
-        for metric, group in by_metric.items():
-            title = metric_name(metric) + (f" on {target}" if target else "")
+            by_figure.setdefault(figure_name(s.key.metric, s.key.label), []).append(s)
+        for figure, group in by_figure.items():
+            title = figure + (f" on {target}" if target else "")
             entries = sorted((e for s in group for e in s.entries), key=lambda e: e.time)
             first = {change.first for s in group for change in s.changes}
             yield Plot(
@@ -99,12 +100,18 @@ def _plots(series: Sequence[Series]) -> Iterator[Plot]:
                         named[entry.key],
                         value_text(entry),
                         interval_text(entry),
-                        "changed" if entry in first else "",
+                        _remarks(entry, changed=entry in first),
                     )
                     for entry in reversed(entries[-_MOST_ROWS:])
                 ),
                 len(entries),
             )
+
+
+def _remarks(entry: Entry, *, changed: bool) -> str:
+    provenance = entry.provenance if entry.provenance != "measured" else ""
+    disturbed = "disturbed machine" if entry.noisy else ""
+    return ", ".join(filter(None, ("changed" if changed else "", provenance, disturbed)))
 
 
 def _svg(group: Sequence[Series], labels: Sequence[str], title: str, number: int) -> str:

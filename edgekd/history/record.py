@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import edgekd
 from edgekd.artifacts import sha256_json
-from edgekd.errors import EdgekdError
-from edgekd.gate.budget import Figure
+from edgekd.gate.figures import Figure
 from edgekd.history import store
 from edgekd.history.entry import Entry, printable
 from edgekd.pipeline.environment import git_state
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from edgekd.pipeline.stages import Context
 
 # What tells one device from another, of what it says of itself. Its kernel may be upgraded.
-_IDENTITY = ("model", "cpu_model", "architecture", "cores")
+_IDENTITY = ("board", "cpu_model", "architecture")
 _WORST: tuple[Verdict, ...] = ("fail", "inconclusive", "pass")
 
 
@@ -32,10 +31,12 @@ def record(context: Context, figures: Iterable[Figure], report: GateReport) -> N
     """
     if context.config.history is None:
         return
-    path = context.base / Path(context.config.history).expanduser()
+    # A run that was copied from another machine may name a folder that is not here.
+    base = context.base if context.base.is_dir() else Path.cwd()
     try:
+        path = base / Path(context.config.history).expanduser()
         store.append(path, list(entries(context, figures, report)))
-    except (EdgekdError, OSError, RuntimeError, ValueError) as error:
+    except Exception as error:
         text = " ".join(str(error).split())
         context.progress.say(f"  warning: the history was not written: {text}")
 
@@ -61,16 +62,15 @@ def entries(context: Context, figures: Iterable[Figure], report: GateReport) -> 
         source: Measurement | Parity
         if figure.target is None:
             stage, source = "verify", verified[figure.runtime, figure.variant]
-            placed: dict[str, object] = {"provenance": "measured"}
+            placed: dict[str, object] = {}
         else:
             stage = "profile"
             source = measured[figure.target, figure.runtime, figure.variant]
             placed = _placed(figure, source)
-        # What is held against a baseline is measured by the gate itself.
-        compared = figure.metric.endswith("_vs_baseline")
+        of_gate = figure.again or figure.metric.endswith("_vs_baseline")
         yield Entry.model_validate(
             {
-                "time": now if compared else manifest.stages[stage].started,
+                "time": now if of_gate else manifest.stages[stage].started,
                 "run": context.config.name,
                 "commit": git.commit,
                 "dirty": git.dirty,
@@ -85,9 +85,12 @@ def entries(context: Context, figures: Iterable[Figure], report: GateReport) -> 
                 "threads": None,
                 "batch_size": None,
                 "variant": figure.variant,
-                "metric": figure.metric,
+                "metric": printable(figure.metric),
+                "label": figure.label if figure.label is None else printable(figure.label) or "?",
                 "value": figure.value,
                 "interval": figure.interval,
+                "provenance": figure.provenance,
+                "noisy": figure.noisy,
                 **_budgeted(figure, report.checks),
                 "edgekd": edgekd.__version__,
                 **placed,
@@ -103,14 +106,13 @@ def _placed(figure: Figure, measurement: Measurement) -> dict[str, object]:
         "runtime_version": printable(measurement.runtime_version),
         "threads": measurement.threads,
         "batch_size": latency.batch_size,
-        "provenance": measurement.provenance,
     }
 
 
 def _budgeted(figure: Figure, checks: Iterable[Check]) -> dict[str, object]:
     """The limits that were on this figure, and the worst verdict."""
-    place = (figure.metric, figure.target, figure.runtime, figure.variant)
-    found = [c for c in checks if (c.metric, c.target, c.runtime, c.variant) == place]
+    place = (figure.metric, figure.label, figure.target, figure.runtime, figure.variant)
+    found = [c for c in checks if (c.metric, c.label, c.target, c.runtime, c.variant) == place]
     if not found:
         return {"limit": None, "verdict": None}
     verdict = min((check.verdict for check in found), key=_WORST.index)
@@ -118,12 +120,13 @@ def _budgeted(figure: Figure, checks: Iterable[Check]) -> dict[str, object]:
 
 
 def _device(said: dict[str, object]) -> str | None:
-    known = [said.get(name) for name in _IDENTITY]
-    if all(value is None for value in known):
-        return None
-    *rest, cores = known
-    parts = [str(value) for value in rest if value is not None]
-    return printable(", ".join([*parts, *([f"{cores} cores"] if cores is not None else [])]))
+    """Names the device, with the limits that it was held to (of `emulated` ones)."""
+    parts = [said[name] for name in _IDENTITY if said.get(name) is not None]
+    if said.get("cores") is not None:
+        parts.append(f"{said['cores']} cores")
+    if said.get("emulated"):
+        parts.append(said["emulated"])
+    return printable(", ".join(map(str, parts)))
 
 
 def _configuration(config: Config) -> str:

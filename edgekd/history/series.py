@@ -22,10 +22,14 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 @dataclass(frozen=True)
 class Filter:
-    """Which entries are looked at; None is all of them. `limit` is of the newest of each series."""
+    """Which entries are looked at; None is all of them, except of labels: only those without one.
+
+    `label` "*" is every one. `limit` is of the newest of each series.
+    """
 
     run: str | None = None
     metric: str | None = None
+    label: str | None = None
     target: str | None = None
     runtime: str | None = None
     variant: str | None = None
@@ -37,6 +41,8 @@ class Filter:
         """Whether the entry is what every field that is given says (`since` is the store's)."""
         names = ("run", "metric", "target", "runtime", "variant", "branch")
         wanted = ((getattr(self, name), getattr(entry, name)) for name in names)
+        if self.label != "*" and entry.label not in (None, self.label):
+            return False
         return all(want is None or want == is_ for want, is_ in wanted)
 
 
@@ -58,10 +64,11 @@ class Change:
 
     @property
     def better(self) -> bool | None:
-        """Whether the new level is the better one; None where the levels' medians are the same."""
-        if self.before == self.after:
+        """Whether the new level is the better one; None where that is not known."""
+        higher = self.first.key.higher_is_better
+        if higher is None or self.before == self.after:
             return None
-        return (self.after > self.before) == self.first.key.higher_is_better
+        return (self.after > self.before) == higher
 
     @property
     def size(self) -> str:
@@ -184,7 +191,8 @@ def titles(series: Iterable[Series]) -> dict[Key, str]:
 
 
 def _distinctions(key: Key, keys: list[Key]) -> Iterator[str]:
-    rivals = [k for k in keys if (k.run, k.metric, k.place) == (key.run, key.metric, key.place)]
+    mine = (key.run, key.figure, key.place)
+    rivals = [k for k in keys if (k.run, k.figure, k.place) == mine]
     texts = {
         "device": key.device or "unknown device",
         "threads": f"{key.threads} threads",

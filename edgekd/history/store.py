@@ -32,8 +32,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
             "config" TEXT NOT NULL, "artifact" TEXT,
             "target" TEXT, "device" TEXT, "runtime" TEXT NOT NULL, "runtime_version" TEXT,
             "precision" TEXT, "threads" INTEGER, "batch_size" INTEGER, "variant" TEXT NOT NULL,
-            "metric" TEXT NOT NULL, "value" REAL NOT NULL, "low" REAL, "high" REAL,
-            "provenance" TEXT NOT NULL, "limit" TEXT, "verdict" TEXT, "edgekd" TEXT NOT NULL
+            "metric" TEXT NOT NULL, "label" TEXT, "value" REAL NOT NULL, "low" REAL, "high" REAL,
+            "provenance" TEXT NOT NULL, "noisy" INTEGER NOT NULL,
+            "limit" TEXT, "verdict" TEXT, "edgekd" TEXT NOT NULL
         )
         """,
         'CREATE INDEX figures_by_time ON figures ("time")',
@@ -44,9 +45,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 _PLAIN = tuple(name for name in Entry.model_fields if name not in ("time", "interval"))
 _COLUMNS = ("identity", "point", "time", "low", "high", *_PLAIN)
 _NAMES = ", ".join(f'"{name}"' for name in _COLUMNS)
-_INSERT = (
-    f"INSERT OR IGNORE INTO figures ({_NAMES}) VALUES ({', '.join('?' * len(_COLUMNS))})"  # noqa: S608
-)
+_INSERT = f"INSERT OR IGNORE INTO figures ({_NAMES}) VALUES ({', '.join('?' * len(_COLUMNS))})"
 
 
 def append(path: Path, entries: Iterable[Entry]) -> int:
@@ -80,14 +79,12 @@ def read(path: Path, *, since: datetime | None = None) -> list[Entry]:
             with _transaction(database):
                 _upgrade(database, path)
         text = since.astimezone(UTC).isoformat() if since else ""
-        query = f'SELECT {_NAMES} FROM figures WHERE "time" >= ? ORDER BY "time", rowid'  # noqa: S608
+        query = f'SELECT {_NAMES} FROM figures WHERE "time" >= ? ORDER BY "time", rowid'
         found: dict[str, Entry] = {}
         for number, row in enumerate(database.execute(query, [text]), start=1):
             point, entry = _entry(row, path, number)
             first = found.setdefault(point, entry)
-            found[point] = first.model_copy(
-                update={"limit": entry.limit, "verdict": entry.verdict}
-            )
+            found[point] = first.model_copy(update={"limit": entry.limit, "verdict": entry.verdict})
     return list(found.values())
 
 

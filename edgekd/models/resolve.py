@@ -107,6 +107,15 @@ def fingerprint(model: str, base: Path, *, where: str = "model") -> str:
     return sha256_file(_source_file(kind, name, base, where))
 
 
+def function(text: str, base: Path, *, where: str) -> Callable[..., Any]:
+    """What `package.module:name` or `path/to/file.py:name` names.
+
+    Raises UsageError, with the line, when it cannot be imported or called.
+    """
+    kind, name = _parse(text, where)
+    return _import(kind, name, base, where)
+
+
 def _parse(model: str, where: str) -> tuple[str, str]:
     """("zoo", NAME), (module, factory) or (path.py, factory)."""
     kind, separator, name = model.rpartition(":")

@@ -72,7 +72,15 @@ def _branch(folder: Path) -> str | None:
 
 def _git(folder: Path, *arguments: str) -> str | None:
     """What git prints, or None when it fails. It runs no program that the repository names."""
-    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments]
+    command = [
+        "git",
+        "--no-optional-locks",
+        "-c",
+        "core.fsmonitor=false",
+        "-C",
+        str(folder),
+        *arguments,
+    ]
     try:
         result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, ValueError, subprocess.SubprocessError):

@@ -16,7 +16,7 @@ from typing import Any
 import edgekd
 from edgekd.artifacts import disk_errors, sha256_json
 from edgekd.config.schema import Config
-from edgekd.errors import EdgekdError, Interrupted, StageError, UsageError
+from edgekd.errors import EdgekdError, Interrupted, StageError, UsageError, Waiting
 from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.stages import LINE, NAMES, Context, Stage
 from edgekd.progress import Progress
@@ -45,7 +45,7 @@ def run_line(
         stages = _recorded(run)
         finished: dict[str, StageRecord] = {}
         for stage in LINE[: NAMES.index(until) + 1]:
-            digests = {
+            digests = run.imported(config.profile.targets) | {
                 path: artifact.sha256
                 for record in finished.values()
                 for path, artifact in record.artifacts.items()
@@ -60,7 +60,12 @@ def run_line(
                 # The report reads the manifest. Otherwise a configuration is written down only
                 # with what it made, so that one that fails leaves the run as it was.
                 _write_manifest(run, config, base, stages, command)
-            finished[stage.name] = _do(stage, key, config, base, run, progress, force)
+            try:
+                finished[stage.name] = _do(stage, key, config, base, run, progress, force)
+            except Waiting:
+                # Whoever brings what it waits for finds here what that must be made for.
+                _write_manifest(run, config, base, stages, command)
+                raise
             done.append(stage.name)
             stages = {**stages, stage.name: finished[stage.name]}
             _write_manifest(run, config, base, stages, command)

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from edgekd.results import (
     GateReport,
     History,
     ModelCard,
+    OperatorsReport,
     ProfileReport,
     QuantizeReport,
     Record,
@@ -128,6 +129,12 @@ class Run:
         return ProfileReport.read(self.path / "profile/profile.json")
 
     @property
+    def operators(self) -> OperatorsReport | None:
+        """Where the time goes, or None when the profile did not look."""
+        path = self.path / "profile/operators.json"
+        return OperatorsReport.read(path) if path.exists() else None
+
+    @property
     def gate(self) -> GateReport:
         """Verdict on every budget."""
         return GateReport.read(self.path / "gate/gate.json")
@@ -136,6 +143,13 @@ class Run:
     def exit_code(self) -> int:
         """0 pass, 1 a budget is broken, 4 inconclusive."""
         return self.gate.exit_code
+
+    def imported(self, targets: Iterable[str]) -> dict[str, str]:
+        """SHA-256 of the results that `edgekd import` brought for these targets, by path in the run."""
+        paths = [f"bundles/{target}.result.json" for target in targets]
+        return {
+            path: sha256_file(self.path / path) for path in paths if (self.path / path).is_file()
+        }
 
     def intact(self, record: StageRecord) -> bool:
         """Whether every artifact of a finished stage is still what it was."""

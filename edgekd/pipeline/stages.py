@@ -166,29 +166,44 @@ def _verify(config: Config, base: Path) -> dict[str, Any]:
 def _profile(config: Config, base: Path) -> dict[str, Any]:
     from edgekd.profile.targets import find
 
-    targets = [find(name, base).model_dump(mode="json") for name in config.profile.targets]
-    # Numbers of one machine say nothing about another that the folder was copied to.
-    machine = [platform.node(), platform.machine(), platform.release()]
+    targets = [find(name, base) for name in config.profile.targets]
+    # Numbers of one machine say nothing about another that the folder was copied to. Another
+    # device is known by its descriptor; it may be off when the key is made.
+    here = any(target.transport == "local" for target in targets)
     return {
         "profile": config.profile.model_dump(mode="json"),
-        "targets": targets,
-        "machine": machine,
+        "targets": [target.model_dump(mode="json") for target in targets],
+        "machine": [platform.node(), platform.machine(), platform.release()] if here else None,
         "data": data_part(config, base),
     }
 
 
 def _gate(config: Config, base: Path) -> dict[str, Any]:
     part = config.gate.model_dump(mode="json")
+    if config.gate.metrics is not None:
+        from edgekd.models.resolve import fingerprint
+
+        part["metrics_source"] = fingerprint(config.gate.metrics, base, where="gate.metrics")
     if config.gate.baseline is not None:
-        # What the baseline's run holds, wherever it lies.
-        baseline = Run.open(base / Path(config.gate.baseline).expanduser()).manifest
-        part["baseline"] = {
-            path: artifact.sha256
-            for name in ("export", "quantize", "verify", "profile")
-            if name in baseline.stages
-            for path, artifact in baseline.stages[name].artifacts.items()
-        }
+        part["baseline"] = _baseline(config, base)
     return part
+
+
+def _baseline(config: Config, base: Path) -> dict[str, str]:
+    """What the baseline holds, wherever it lies."""
+    from edgekd.export.parts import model_parts
+    from edgekd.gate.stage import baseline_path
+
+    path = baseline_path(config.gate, base)
+    if path.is_file():
+        return {part.name: sha256_file(part) for part in model_parts(path)}
+    manifest = Run.open(path).manifest
+    return {
+        name: artifact.sha256
+        for stage in ("export", "quantize", "verify", "profile")
+        if stage in manifest.stages
+        for name, artifact in manifest.stages[stage].artifacts.items()
+    }
 
 
 def _report(config: Config, base: Path) -> dict[str, Any]:
@@ -221,7 +236,7 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage(
         "export",
-        1,
+        2,
         _export,
         _MODELS,
         "export",
@@ -238,9 +253,9 @@ LINE: tuple[Stage, ...] = (
         tools=_RUNTIMES,
         shareable=True,
     ),
-    Stage("profile", 2, _profile, _FILES, "profile", tools=_RUNTIMES),
-    Stage("gate", 2, _gate, ("verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 2, _report, ("*/*",), ""),
+    Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
+    Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
+    Stage("report", 5, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

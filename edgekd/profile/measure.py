@@ -14,11 +14,29 @@ from edgekd.artifacts import read_json
 from edgekd.config.schema import Profile
 from edgekd.errors import StageError, UsageError
 from edgekd.profile.device.runtimes import RUNTIMES
-from edgekd.profile.statistics import Samples, speedup, summarise
+from edgekd.profile.operators import Said, operators_report
+from edgekd.profile.sizes import Sizes, file_sizes
+from edgekd.profile.statistics import Samples, scenarios, speedup, summarise
 from edgekd.profile.targets import Target
 from edgekd.profile.transport import TRANSPORTS
 from edgekd.progress import Progress
-from edgekd.results import Comparison, ExportedFile, Measurement, Memory, ProfileReport
+from edgekd.results import (
+    ColdStart,
+    Comparison,
+    ExportedFile,
+    Measurement,
+    Memory,
+    OperatorsReport,
+    ProfileReport,
+    Provenance,
+    Repeated,
+)
+
+# Loadgen's early stopping needs so many queries for a 99th percentile.
+_MULTISTREAM = {
+    "phases": ["latency", "throughput", "multistream"],
+    "min_calls": {"multistream": 662},
+}
 
 
 @dataclass(frozen=True)
@@ -39,10 +57,11 @@ def profile(
     *,
     root: Path,
     progress: Progress,
-) -> tuple[ProfileReport, dict[str, np.ndarray]]:
+) -> tuple[ProfileReport, dict[str, np.ndarray], OperatorsReport | None]:
     """Measure `files` (paths below `root`) on every target, with `example` inputs (n, …) float32.
 
-    Returns the report and all samples (seconds, and the round of each) by name.
+    Returns the report, all samples (seconds, and the round of each) by name, and where the time
+    goes if the settings ask for it.
     Raises UsageError when a target's runtimes open none of the files, StageError when a model
     cannot be measured.
     """
@@ -51,14 +70,37 @@ def profile(
     environment: dict[str, dict[str, object]] = {}
     warnings: list[str] = []
     samples: dict[str, np.ndarray] = {}
+    said: list[Said] = []
+    found = {
+        target.name: _on_device(
+            list_entries(files, target), target, settings, example, root, progress
+        )
+        # What comes from elsewhere first: where it is missing, nothing is measured in vain.
+        for target in sorted(targets, key=lambda target: target.transport != "bundle")
+    }
+    sizes = {file.path: file_sizes(file, root) for file in files}
     for target in targets:
-        entries = _entries(files, target)
-        result, measured = _on_device(entries, target, settings, example, root, progress)
+        result, measured = found[target.name]
+        if target.emulated and not result["environment"].get("emulated"):
+            result["environment"]["emulated"] = "so says the target's descriptor"
         environment[target.name] = result["environment"]
+        failed = result.get("failed", {})
+        warnings += [f"{name} does not run there: {reason}" for name, reason in failed.items()]
         warnings += [f"{target.name}: {text}" for text in result["warnings"]]
         samples |= measured
-        here = [_measurement(entry, result["models"][entry.id], measured) for entry in entries]
+        _check_limits(target, result["environment"])
+        entries = [entry for entry in list_entries(files, target) if entry.id not in failed]
+        told = {entry.id: result["models"][entry.id] for entry in entries}
+        warnings += _too_large(entries, told)
+        entries = [entry for entry in entries if "error" not in told[entry.id]]
+        provenance = _provenance(result["environment"])
+        here = [
+            _measurement(entry, told[entry.id], measured, sizes[entry.file.path], provenance)
+            for entry in entries
+        ]
         measurements += here
+        pairs = [(entry.file, entry.runtime) for entry in entries]
+        said.append((target.name, pairs, result, provenance))
         warnings += [text for m in here for text in _doubts(m)]
         comparisons += _comparisons(here, measured)
         warnings += _slow_int8(here, measured)
@@ -68,24 +110,56 @@ def profile(
         environment=environment,
         warnings=tuple(warnings),
     )
-    return report, samples
+    operators = None
+    if settings.operators:
+        operators = operators_report(files, said, root, settings.batch_size)
+    return report, samples, operators
 
 
-def _entries(files: tuple[ExportedFile, ...], target: Target) -> list[Entry]:
-    entries = [
+def list_entries(files: tuple[ExportedFile, ...], target: Target) -> list[Entry]:
+    """What is measured on a target. Raises UsageError when its runtimes open none of the files."""
+    found = [
         Entry(f"{target.name}/{runtime}/{file.name}", file, runtime, target)
         for runtime in target.runtimes
         for file in files
         if file.format in RUNTIMES[runtime].formats
     ]
-    if not entries:
+    if not found:
         formats = sorted({file.format for file in files})
         raise UsageError(
             f"target {target.name!r} has the runtimes {', '.join(target.runtimes)}, which open none "
             f"of the exported formats ({', '.join(formats)})",
             where="export.formats",
         )
-    return entries
+    return found
+
+
+def make_plan(entries: list[Entry], settings: Profile, inputs: Path, root: Path) -> dict[str, Any]:
+    """What a transport is given (see `device/measure.py`); `inputs` is an .npy file."""
+    return {
+        "models": [
+            {
+                "id": entry.id,
+                "runtime": entry.runtime,
+                "path": str((root / entry.file.path).resolve()),
+                "parts": [str((root / part).resolve()) for part in entry.file.files],
+                "threads": entry.target.threads,
+                "precision": entry.target.precision,
+            }
+            for entry in entries
+        ],
+        "inputs": str(inputs),
+        "root": str(root.resolve()),
+        "limits": _limits(entries),
+        **settings.model_dump(exclude={"targets", "multistream"}),
+        **(_MULTISTREAM if settings.multistream else {}),
+    }
+
+
+def _limits(entries: list[Entry]) -> dict[str, Any] | None:
+    """All entries are of one target."""
+    limits = entries[0].target.limits
+    return None if limits is None else limits.for_device()
 
 
 def _on_device(
@@ -99,24 +173,11 @@ def _on_device(
     with tempfile.TemporaryDirectory(prefix="edgekd-profile-") as name:
         folder = Path(name)
         np.save(folder / "inputs.npy", example)
-        plan = {
-            "models": [
-                {
-                    "id": entry.id,
-                    "runtime": entry.runtime,
-                    "path": str((root / entry.file.path).resolve()),
-                    "parts": [str((root / part).resolve()) for part in entry.file.files],
-                    "threads": target.threads,
-                    "precision": target.precision,
-                }
-                for entry in entries
-            ],
-            "inputs": str(folder / "inputs.npy"),
-            **settings.model_dump(exclude={"targets"}),
-        }
-        total = 2 * len(entries) * settings.max_seconds
+        plan = make_plan(entries, settings, folder / "inputs.npy", root)
+        total = (3 if settings.multistream else 2) * len(entries) * settings.max_seconds
         with progress.task(f"profile {target.name}", total) as task:
-            TRANSPORTS.get(target.transport)().measure(target, plan, folder, _teller(task.advance))
+            tell = _teller(task.advance, progress.say)
+            TRANSPORTS.get(target.transport)().measure(target, plan, folder, tell)
         try:
             with np.load(folder / "samples.npz", allow_pickle=False) as archive:
                 samples = {key: archive[key] for key in archive.files}
@@ -127,27 +188,63 @@ def _on_device(
             ) from None
 
 
-def _teller(advance: Callable[..., None]) -> Callable[[dict[str, Any]], None]:
-    """Events to progress: seconds of measuring done, and how narrow the interval is by now."""
+def _teller(
+    advance: Callable[..., None], say: Callable[[str], None]
+) -> Callable[[dict[str, Any]], None]:
+    """Events to progress: seconds of measuring done, how narrow the interval is by now; messages."""
     spent: dict[tuple[str, ...], float] = {}
+    figures: dict[str, float | str] = {}
 
     def tell(event: dict[str, Any]) -> None:
-        key = (event["phase"], *event["models"])
-        amount = event["spent"] - spent.get(key, 0.0)
-        spent[key] = event["spent"]
-        width = event["width"]
+        if "message" in event:
+            say(f"  {event['message']}")
+            return
+        amount, width = event["spent"], event["width"]
+        runtime = event["models"][0].split("/")[1]
+        interval = f"±{width / 2:.1%}" if width is not None else "…"
+        if event["phase"] == "launches":
+            figures.update(launches=event["launches"], interval=interval)
+            return
+        key = (event["phase"], *sorted(event["models"]))
+        # Every launch begins anew.
+        done = spent.get(key, 0.0) if amount >= spent.get(key, 0.0) else 0.0
+        spent[key] = amount
         advance(
-            amount,
-            runtime=event["models"][0].split("/")[1],
-            phase=event["phase"],
-            interval=f"±{width / 2:.1%}" if width is not None else "…",
+            amount - done, **{"runtime": runtime, "phase": key[0], "interval": interval, **figures}
         )
 
     return tell
 
 
+def _check_limits(target: Target, environment: dict[str, Any]) -> None:
+    """Raises StageError for a device (or its transport) that did not hold the models to the limits."""
+    if target.limits is not None and not environment.get("emulated"):
+        raise StageError(
+            f"transport {target.transport!r} measured without the limits",
+            where=f"target {target.name}",
+            fix="take `limits` out of the descriptor",
+        )
+
+
+def _too_large(entries: list[Entry], told: dict[str, dict[str, Any]]) -> list[str]:
+    """A warning for every teacher that the target is too small for; raises StageError for a student."""
+    found = []
+    for entry in entries:
+        if "error" in told[entry.id]:
+            name = f"{entry.file.role} ({entry.file.variant}) in {entry.runtime}"
+            text = f"{name}: {told[entry.id]['error']}"
+            if entry.file.role == "student":
+                raise StageError(text, where=f"target {entry.target.name}")
+            found.append(f"{entry.target.name}: {text}: it is not compared there")
+    return found
+
+
 def _measurement(
-    entry: Entry, result: dict[str, Any], samples: dict[str, np.ndarray]
+    entry: Entry,
+    result: dict[str, Any],
+    samples: dict[str, np.ndarray],
+    sizes: Sizes,
+    provenance: Provenance,
 ) -> Measurement:
     latency, throughput = (
         summarise(
@@ -159,7 +256,8 @@ def _measurement(
         for phase in ("latency", "throughput")
     )
     batch = throughput.batch_size
-    low, high = throughput.p50_interval
+    low, high = throughput.mean_interval or throughput.p50_interval
+    multistream = f"{entry.id}/multistream"
     return Measurement(
         role=entry.file.role,
         format=entry.file.format,
@@ -170,36 +268,77 @@ def _measurement(
         path=entry.file.path,
         precision=result["precision"],
         threads=entry.target.threads,
-        provenance="measured",
+        provenance=provenance,
         conclusive=result["latency"]["conclusive"] and result["throughput"]["conclusive"],
         latency=latency,
-        throughput=batch / throughput.p50,
+        throughput=batch / throughput.mean,
         throughput_interval=(batch / high, batch / low),
         throughput_latency=throughput,
-        memory=Memory(
-            peak_rss=result["peak_rss"],
-            baseline_rss=result["baseline_rss"],
-            model=max(0, result["peak_rss"] - result["baseline_rss"]),
-        ),
+        memory=_memory(result, sizes),
         size=entry.file.size,
+        compressed_size=sizes.compressed,
         load=result["load"],
         first=result["first"],
         warmup=result["latency"]["warmup"],
+        launches=result.get("launches", 1),
+        noise=tuple(result.get("noise", ())),
+        cold=_cold(result["cold"]) if "cold" in result else None,
+        scenarios=scenarios(
+            latency,
+            _samples(samples, latency.samples),
+            throughput,
+            _samples(samples, multistream) if multistream in samples else None,
+        ),
+        device_parity=result.get("device_parity"),
     )
 
 
+def _provenance(environment: dict[str, Any]) -> Provenance:
+    return "emulated" if environment.get("emulated") else "measured"
+
+
+def _memory(result: dict[str, Any], sizes: Sizes) -> Memory:
+    return Memory(
+        peak_rss=result["peak_rss"],
+        baseline_rss=result["baseline_rss"],
+        model=max(0, result["peak_rss"] - result["baseline_rss"]),
+        python_rss=result.get("python_rss"),
+        private_dirty=result.get("private_dirty"),
+        weights=sizes.weights,
+    )
+
+
+def _cold(told: dict[str, list[float | None]]) -> ColdStart:
+    def repeated(key: str) -> Repeated | None:
+        values = [value for value in told[key] if value is not None]
+        return Repeated(median=float(np.median(values)), values=tuple(values)) if values else None
+
+    runtime, load, first = map(repeated, ("runtime_seconds", "load", "first"))
+    assert runtime is not None
+    assert load is not None
+    assert first is not None
+    return ColdStart(runtime=runtime, load=load, compile=repeated("compile"), first=first)
+
+
 def _samples(samples: dict[str, np.ndarray], key: str) -> Samples:
-    return Samples(samples[key], samples[f"{key}/rounds"])
+    return Samples(samples[key], samples[f"{key}/rounds"], samples.get(f"{key}/launches"))
 
 
 def _doubts(m: Measurement) -> list[str]:
     """What of this measurement is not to be relied on."""
     name = f"{m.target}: {m.role} ({m.variant}) in {m.runtime}"
-    doubts = []
+    doubts = [f"{name}: {reason}" for reason in m.noise]
     if not m.conclusive:
         doubts.append(f"{name}: the median's interval stayed too wide (profile.max_seconds)")
     if not m.latency.steady:
         doubts.append(f"{name}: the latency was not steady")
+    if m.device_parity and not m.device_parity.passed:
+        error, tolerance = m.device_parity.max_error, m.device_parity.tolerance
+        doubts.append(
+            f"{name}: its outputs there differ from those here by {error:.1e} of the largest one "
+            f"(tolerance {tolerance:g}): accuracy {m.device_parity.accuracy:.2%}, here "
+            f"{m.device_parity.accuracy_here:.2%}"
+        )
     return doubts
 
 

@@ -36,7 +36,10 @@ class Parcel:
 
 
 def pack(plan: dict[str, Any]) -> Parcel:
-    """The portable form of a plan (see `device/measure.py`) whose models also list their `parts`."""
+    """The portable form of a plan (see `device/measure.py`) whose models also list their `parts`.
+
+    Its `root` stays here.
+    """
     files: dict[str, Path] = {}
 
     def add(path: str, parts: list[str]) -> str:
@@ -49,7 +52,8 @@ def pack(plan: dict[str, Any]) -> Parcel:
     for model in models:
         del model["parts"]
     inputs = add(plan["inputs"], [plan["inputs"]])
-    return Parcel({**plan, "models": models, "inputs": inputs}, files)
+    sent = {key: value for key, value in plan.items() if key != "root"}
+    return Parcel({**sent, "models": models, "inputs": inputs}, files)
 
 
 @cache

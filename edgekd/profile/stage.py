@@ -1,4 +1,4 @@
-"""Stage `profile`: latency, throughput and memory of every exported file on every target."""
+"""Stage `profile`: latency, throughput, memory and operators of every file on every target."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from edgekd.profile.targets import find
 
 
 def run(context: Context) -> None:
-    """Write `profile.json`, and `samples.npz` with every sample."""
+    """Write `profile.json`, `samples.npz` with every sample, and `operators.json` if asked for."""
     settings, dataset = context.config.profile, context.dataset
     most = max(settings.batch_size, settings.throughput_batch_size)
-    report, samples = profile(
+    report, samples, operators = profile(
         context.run.files,
         [find(name, context.base) for name in settings.targets],
         settings,
@@ -24,8 +24,10 @@ def run(context: Context) -> None:
         root=context.run.path,
         progress=context.progress,
     )
-    for warning in report.warnings:
+    for warning in (*report.warnings, *(operators.notes if operators else ())):
         context.progress.say(f"  note: {warning}")
+    if operators is not None:
+        operators.write(context.folder / "operators.json")
     report.write(context.folder / "profile.json")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **samples)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from edgekd.profile.targets import Target
 from edgekd.registry import Registry
@@ -22,8 +22,21 @@ class Transport(Protocol):
     ) -> None:
         """Leave `result.json` and `samples.npz` in `folder`; `tell` gets every progress event.
 
+        An event is what the device part says, or {"message": a line for the user}.
+
         Paths in `plan` are this machine's; `edgekd.profile.parcel.pack` makes them portable.
         Raises StageError with the device's own words.
+        """
+
+
+@runtime_checkable
+class Describes(Protocol):
+    """A transport that can also ask the device what it is: `edgekd targets check` and `probe`."""
+
+    def describe(self, target: Target) -> dict[str, Any]:
+        """What the device part's `describe` says (see `edgekd.profile.check.Description`).
+
+        Raises StageError when the device cannot be reached or asked.
         """
 
 

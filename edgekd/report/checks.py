@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from edgekd.config.schema import DIMENSIONS
-from edgekd.config.units import Dimension
+from edgekd.config.schema import dimension
 from edgekd.report.comparison import Value
 from edgekd.results import Check, GateReport, Verdict, VerifyReport
 
@@ -11,8 +10,14 @@ _WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "i
 _NAMES = {
     "latency_p50": "latency p50",
     "latency_p90": "latency p90",
+    "latency_p95": "latency p95",
     "latency_p99": "latency p99",
     "accuracy_drop": "accuracy drop",
+    "class_recall": "recall of every class",
+    "latency_vs_baseline": "latency against the baseline",
+    "accuracy_vs_baseline": "accuracy drop against the baseline",
+    "memory_vs_baseline": "memory against the baseline",
+    "size_vs_baseline": "file size against the baseline",
     "memory": "peak memory, model",
     "memory_ratio": "memory ratio",
     "size": "file size",
@@ -26,21 +31,26 @@ def verdict_word(verdict: Verdict) -> str:
     return _WORDS[verdict]
 
 
-def metric_name(metric: str) -> str:
+def metric_name(check: Check) -> str:
     """A budget's metric as people say it."""
-    return _NAMES.get(metric, metric)
+    return figure_name(check.metric, check.label)
+
+
+def figure_name(metric: str, label: str | None = None) -> str:
+    """A metric as people say it, of the class `label` where it is of one."""
+    return _NAMES.get(metric, metric) if label is None else f"recall of {label!r}"
 
 
 def place(check: Check) -> str:
     """The runtime, the target for what was measured on one, and int8 for files that are."""
     runtime = check.runtime if check.variant == "f32" else f"{check.runtime} {check.variant}"
-    return f"{runtime} on {check.target}" if check.target else runtime
+    label = "" if check.provenance == "measured" else f" ({check.provenance})"
+    return f"{runtime} on {check.target}{label}" if check.target else runtime
 
 
 def measured(check: Check) -> Value:
     """What was held against the budget."""
-    dimensions: dict[str, Dimension] = {**DIMENSIONS}
-    return Value(check.value, dimensions.get(check.metric, "number"), check.interval)
+    return Value(check.value, dimension(check.metric), check.interval)
 
 
 def gate_sentences(gate: GateReport) -> tuple[str, str]:
@@ -83,6 +93,6 @@ def _of(some: int, count: int) -> str:
 
 def _list(checks: list[Check]) -> str:
     return "; ".join(
-        f"{metric_name(c.metric)} with {place(c)} is {measured(c).text}, the budget {c.limit}"
+        f"{metric_name(c)} with {place(c)} is {measured(c).text}, the budget {c.limit}"
         for c in checks
     )

@@ -153,7 +153,20 @@ def _models(contents: Contents) -> Group:
         rows.append(_row("parameters", parameters, "size"))
         tests = {role: trained.training.test for role, trained in contents.models.items()}
         rows.append(_accuracy_row("test accuracy, PyTorch", tests))
+    rows += _on_paper(contents)
     return Group("models", "before export", tuple(rows))
+
+
+def _on_paper(contents: Contents) -> Iterator[Row]:
+    """What the float32 graphs ask for, per inference of the profile's batch."""
+    paper = [
+        c for c in (contents.operators.costs if contents.operators else ()) if c.variant == "f32"
+    ]
+    if paper:
+        flops = {c.role: Value(c.flops, "flop") for c in paper}
+        yield _row("operations per inference", flops, "less")
+        live = {c.role: Value(c.peak_activation_bytes, "bytes") for c in paper}
+        yield _row("activations, least memory", live, "less")
 
 
 def _places(contents: Contents) -> list[Place]:
@@ -237,6 +250,21 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
     )
     yield _row("cold load", {r: Value(m.load, "time") for r, m in measured.items()}, "speed")
     yield _row("first inference", {r: Value(m.first, "time") for r, m in measured.items()}, "speed")
+    yield from _checked_there(measured)
+
+
+def _checked_there(measured: dict[Role, Measurement]) -> Iterator[Row]:
+    """What a device that was reached by a bundle found of the outputs."""
+    parity = {role: m.device_parity for role, m in measured.items() if m.device_parity}
+    if not parity:
+        return
+    accuracies = {role: Value(p.accuracy, "share") for role, p in parity.items()}
+    errors = {role: Value(p.max_error, "number") for role, p in parity.items()}
+    for label, values in (
+        (f"accuracy there, {max(p.samples for p in parity.values())} samples", accuracies),
+        ("parity error there", errors),
+    ):
+        yield Row(label, values.get("teacher"), values.get("student"))
 
 
 def _quantile(latency: Latency, name: str) -> Value:
@@ -252,6 +280,9 @@ def _unsettled(measured: dict[Role, Measurement]) -> str:
         notes.append(f"inconclusive: {' and '.join(open_roles)}")
     if drifting:
         notes.append(f"not steady: {' and '.join(drifting)}")
+    disturbed = [role for role, m in measured.items() if m.noise]
+    if disturbed:
+        notes.append(f"the machine was disturbed: {' and '.join(disturbed)}")
     return "; ".join(notes)
 
 

@@ -15,6 +15,7 @@ from edgekd.results import (
     GateReport,
     History,
     ModelCard,
+    OperatorsReport,
     ProfileReport,
     QuantizeReport,
     Role,
@@ -55,6 +56,7 @@ class Contents:
     verify: VerifyReport | None
     profile: ProfileReport | None
     gate: GateReport | None
+    operators: OperatorsReport | None = None
 
     @property
     def stages(self) -> dict[str, StageRecord]:
@@ -104,6 +106,7 @@ def read(run: Run) -> Contents:
         verify=if_done("verify", lambda: run.verify),
         profile=if_done("profile", lambda: run.profile),
         gate=if_done("gate", lambda: run.gate),
+        operators=if_done("profile", lambda: run.operators),
     )
 
 

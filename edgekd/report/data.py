@@ -40,6 +40,7 @@ def document(run: Run) -> dict[str, Any]:
             "quantize": _sourced(contents, "quantized/quantize.json", contents.quantize),
             "verify": _sourced(contents, "verify/parity.json", contents.verify),
             "profile": _sourced(contents, "profile/profile.json", contents.profile),
+            "operators": _sourced(contents, "profile/operators.json", contents.operators),
             "gate": _sourced(contents, "gate/gate.json", contents.gate),
         },
         "stages": {

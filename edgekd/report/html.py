@@ -12,7 +12,7 @@ import yaml
 from markupsafe import Markup
 
 from edgekd.config.units import format_quantity
-from edgekd.report import checks, plots
+from edgekd.report import checks, operators, plots
 from edgekd.report.comparison import (
     Group,
     Place,
@@ -23,6 +23,7 @@ from edgekd.report.comparison import (
     points_text,
 )
 from edgekd.report.contents import ROLES, Contents, latency_samples, read
+from edgekd.report.plots import Plot
 from edgekd.results import Accuracy, Epoch, History, Measurement, Parity, Role
 
 if TYPE_CHECKING:
@@ -44,17 +45,6 @@ class Tile:
     label: str
     figure: str
     detail: str
-
-
-@dataclass(frozen=True)
-class Plot:
-    """An inline SVG over its table; `rows` are texts, the first column names the row."""
-
-    title: str
-    svg: Markup
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +87,7 @@ def render(run: Run) -> str:
         pareto=tuple(_pareto(contents)),
         distributions=tuple(_distributions(contents, run)),
         profiled=contents.profile is not None,
+        operators=operators.section(contents),
         per_class=_per_class(contents),
         training=tuple(_training(contents)),
         given=tuple(role for role, m in contents.models.items() if m.history is None),

@@ -13,10 +13,12 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from edgekd.config.units import Dimension, format_quantity
@@ -54,6 +56,17 @@ _SETTINGS: Any = {
 
 
 @dataclass(frozen=True)
+class Plot:
+    """An inline SVG over its table; `rows` are texts, the first column names the row."""
+
+    title: str
+    svg: Markup
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    note: str = ""
+
+
+@dataclass(frozen=True)
 class Point:
     """One deployed file: p50 in seconds against test accuracy in [0, 1], with 95 % intervals."""
 
@@ -77,6 +90,34 @@ class Trend:
     values: Sequence[float]
     intervals: Sequence[Interval | None]
     levels: Sequence[tuple[int, int, float]]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Shares in [0, 1] of both models under one name; None where a model has none of it."""
+
+    name: str
+    teacher: float | None
+    student: float | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A model, or one operator of it: FLOP per byte and FLOP/s; `share` of its model's time."""
+
+    role: Role
+    label: str
+    intensity: float
+    speed: float
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Roof:
+    """What a device reaches at most: FLOP/s by precision, and bytes/s by what they come from."""
+
+    flops: Mapping[str, float]
+    bandwidths: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -280,6 +321,93 @@ def curves(role: Role, history: History, *, name: str, title: str) -> str:
             [], [], color=_INK, alpha=0.6, linewidth=1, linestyle=(0, (2, 2)), label="kept epoch"
         )
         _legend(figure, [*upper.get_legend_handles_labels()[0], marker])
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def shares(bars: Sequence[Bar], *, name: str, title: str, axis: str) -> str:
+    """Two bars for every name, the teacher's hatched above the student's."""
+    figure, axes = _figure(440, 90 + 34 * len(bars))
+    for y, bar in enumerate(bars):
+        for role, value, offset in (("teacher", bar.teacher, -0.2), ("student", bar.student, 0.2)):
+            if value is not None:
+                axes.barh(
+                    y + offset, value, height=0.34, linewidth=1.2,
+                    facecolor="none" if role == "teacher" else _COLOUR["student"],
+                    edgecolor=_COLOUR["teacher" if role == "teacher" else "student"],
+                    hatch="////" if role == "teacher" else None,
+                )  # fmt: skip
+    axes.set_yticks(range(len(bars)), [_label(bar.name, 26) for bar in bars])
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.set_xlabel(axis)
+    present = [role for role in ROLES if any(getattr(bar, role) is not None for bar in bars)]
+    keys = [
+        Patch(
+            facecolor="none" if role == "teacher" else _COLOUR[role],
+            edgecolor=_COLOUR[role],
+            hatch="////" if role == "teacher" else None,
+            label=role,
+        )
+        for role in present
+    ]
+    _legend(figure, keys)
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def roofline(work: Sequence[Work], roof: Roof | None, *, name: str, title: str) -> str:
+    """Speed against intensity, both logarithmic, below what the device reaches at most."""
+    figure, axes = _figure(440, 340)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    low = min(w.intensity for w in work) / 2
+    high = max(w.intensity for w in work) * 2
+    if roof:
+        # As far as the corner of the lowest roof, so that both kinds of limit are seen.
+        corner = min(roof.flops.values()) / min(roof.bandwidths.values())
+        high = max(high, 3 * corner)
+        xs = np.geomspace(low, high, 200)
+        top = max(roof.flops.values())
+        for dash, (label, bandwidth) in zip(_TERM_DASHES, roof.bandwidths.items(), strict=False):
+            axes.plot(
+                xs, np.minimum(xs * bandwidth, top), color=_INK, alpha=0.6, linewidth=1.2,
+                linestyle=dash, label=_label(label, 30),
+            )  # fmt: skip
+        for label, flops in roof.flops.items():
+            axes.axhline(flops, color=_INK, alpha=0.35, linewidth=1)
+            axes.annotate(
+                _label(label), (high, flops), ha="right", va="bottom", color=_INK, fontsize=10
+            )
+    for w in sorted(work, key=lambda w: w.share):
+        whole = w.share == 1
+        axes.plot(
+            w.intensity, w.speed,
+            marker="D" if whole else "o", linestyle="", zorder=4 if whole else 3,
+            markersize=10 if whole else 3 + 8 * w.share**0.5, markeredgewidth=1.6,
+            markerfacecolor="none" if w.role == "teacher" else _COLOUR[w.role],
+            markeredgecolor=_COLOUR[w.role], alpha=1 if whole else 0.75,
+        )  # fmt: skip
+    axes.set_xlim(low, high)
+    for side in (axes.xaxis, axes.yaxis):
+        side.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{format_quantity(value, 'flop')}/s")
+    )
+    axes.set_xlabel("FLOP per byte (log scale)")
+    keys = [
+        Line2D(
+            [], [], color=_COLOUR[role], marker="D", linestyle="", markersize=8, label=role,
+            markerfacecolor="none" if role == "teacher" else _COLOUR[role],
+        )
+        for role in ROLES if any(w.role == role for w in work)
+    ]  # fmt: skip
+    _legend(figure, [*keys, *axes.get_legend_handles_labels()[0]])
     return _svg(figure, name, title)
 
 

@@ -101,7 +101,7 @@ def _budgets(gate: GateReport) -> Table:
     budgets.add_column("verdict")
     for check in gate.checks:
         budgets.add_row(
-            Text(f"{metric_name(check.metric)}, {place(check)}"),
+            Text(f"{metric_name(check)}, {place(check)}"),
             Text(check.limit),
             Text(measured(check).text),
             Text(verdict_word(check.verdict), style=_STYLE[check.verdict]),

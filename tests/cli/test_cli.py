@@ -130,6 +130,15 @@ def test_compress_end_to_end_then_again_with_nothing_to_do(config, tmp_path):
     assert "FAIL" in broken.stdout.upper()
     assert "is older than these figures" in broken.stdout
 
+    budgets = tmp_path / "budgets.yaml"
+    budgets.write_text("budgets:\n- {metric: size, max: 1 GB}\n")
+    from_file = edgekd("gate", tmp_path / "r", "-q", "--budget", budgets, "--json")
+    assert [c["metric"] for c in json.loads(from_file.stdout)["checks"]] == ["size", "size"]
+    budgets.write_text("budgets:\n- {metric: sise, max: 1 GB}\n")
+    wrong = edgekd("gate", tmp_path / "r", "-q", "--budget", budgets)
+    assert wrong.returncode == 2
+    assert f"{budgets}:2" in wrong.stderr
+
     # The student against itself: sizes are equal, files for other programs are written.
     compared = edgekd(
         "gate", tmp_path / "r", "-q", "--baseline", tmp_path / "r",

@@ -1,8 +1,12 @@
+import pytest
 import torch
+from pydantic import ValidationError
 from torch.nn import functional as F
 
+from edgekd.config.schema import Distill
 from edgekd.distill.method import Knowledge
 from edgekd.distill.methods.kd import KD
+from edgekd.distill.methods.logits import Logits
 from edgekd.distill.objective import Objective
 
 
@@ -32,3 +36,23 @@ def test_alpha_zero_leaves_the_hard_labels_out():
         Knowledge(torch.zeros(2, 3)), Knowledge(torch.ones(2, 3)), torch.tensor([0, 1])
     )
     assert set(terms) == {"kd"}
+
+
+def test_a_method_that_is_alone_has_the_first_epochs_and_no_later_one():
+    objective = Objective(0.5, (Logits(alone=2), KD()))
+    known = Knowledge(torch.zeros(2, 3)), Knowledge(torch.ones(2, 3)), torch.tensor([0, 1])
+    assert [set(objective.terms(*known, epoch)) for epoch in (0, 1, 2, 9)] == [
+        {"logits"}, {"logits"}, {"cross_entropy", "kd"}, {"cross_entropy", "kd"},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("distill", "message"),
+    [
+        ({"epochs": 30, "methods": ["fsp"]}, "leaves none of 30 for the rest"),
+        ({"epochs": 40, "alpha": 0.0, "methods": ["fsp"]}, "no loss any more"),
+    ],
+)
+def test_methods_that_are_alone_must_leave_something_to_train_with(distill, message):
+    with pytest.raises(ValidationError, match=message):
+        Distill.model_validate(distill)

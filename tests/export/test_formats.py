@@ -1,5 +1,6 @@
 """Exported files: dynamic batch, what is inside, and networks that cannot be exported."""
 
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -51,6 +52,16 @@ def test_every_family_computes_the_same_for_batches_it_was_not_exported_with(tmp
         for batch in (1, 7):
             (logits,) = session.run(inputs[:batch].numpy())
             assert np.abs(logits - expected[:batch]).max() < 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_global_average_pooling_is_one_operator_whatever_the_strides_of_the_example(tmp_path):
+    wanted = source(network("dscnn"), tmp_path)
+    # One channel is both contiguous and channels-last: PyTorch then adds a no-op as_strided.
+    example = wanted.example.as_strided((2, 1, 8, 8), (64, 1, 8, 1))
+    made = EXPORTERS.get("onnx")(dataclasses.replace(wanted, example=example), tmp_path, Export())
+    types = [node.op_type for node in onnx.load(made.path).graph.node]
+    assert types.count("ReduceMean") == 1
+    assert set(types) == {"Conv", "Relu", "ReduceMean", "Reshape", "Gemm"}
 
 
 def test_the_file_says_what_a_deployer_needs(tmp_path):

@@ -8,8 +8,9 @@ import pytest
 from scipy.stats import t as student_t
 
 from edgekd.config.schema import Budget, Gate
-from edgekd.gate.baseline import LOOKS, compare
-from edgekd.gate.budget import Figure, check_budgets
+from edgekd.gate.budget import check_budgets
+from edgekd.gate.figures import Figure
+from edgekd.gate.launches import LOOKS, compare
 
 
 def launches(ratio, noise, seed):

@@ -1,8 +1,13 @@
+from functools import partial
+
+import numpy as np
 import pytest
 
 from edgekd.config.schema import Budget, Gate
 from edgekd.errors import UsageError
-from edgekd.gate.budget import Figure, check_budgets
+from edgekd.gate.budget import check_budgets
+from edgekd.gate.figures import Figure, _recalls
+from edgekd.results import Accuracy
 
 
 def gate(*budgets, on_inconclusive="fail"):
@@ -31,6 +36,18 @@ AT_MOST_20_MS = {"metric": "latency_p50", "max": "20 ms"}
 def test_the_whole_interval_must_be_on_one_side_of_the_limit(figure, verdict, code):
     report = check_budgets(gate(AT_MOST_20_MS), [figure])
     assert (report.verdict, report.exit_code) == (verdict, code)
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.010, "pass"), (0.030, "inconclusive"), (0.020, "inconclusive")]
+)
+def test_what_a_disturbed_machine_breaks_is_undecided_and_what_it_keeps_holds(value, verdict):
+    figure = Figure(
+        "latency_p50", value, (value - 1e-3, value + 1e-3), "onnxruntime", "local", noisy=True
+    )
+    report = check_budgets(gate(AT_MOST_20_MS), [figure])
+    assert report.verdict == verdict
+    assert "disturbed" in report.checks[0].text
 
 
 @pytest.mark.parametrize("policy", ["warn", "pass"])
@@ -117,3 +134,30 @@ def test_a_budget_without_a_variant_is_on_what_ships_and_parity_on_the_export():
     assert verdicts({"metric": "size", "max": "500 B"}) == [("f32", "fail")]
     with pytest.raises(UsageError, match="variant int8"):
         verdicts({"metric": "size", "max": "500 B", "variant": "int8"})
+
+
+def test_some_class_is_always_the_worst_by_chance_and_that_breaks_no_floor():
+    """20 classes of recall 0.9, floor 0.9: the worst of them is not surely below it."""
+    random = np.random.default_rng(0)
+    budget = gate({"metric": "class_recall", "min": "90 %"})
+    broken = 0
+    for _ in range(300):
+        counts = tuple((int(random.binomial(50, 0.9)), 50) for _ in range(20))
+        broken += check_budgets(budget, [recall(counts)]).verdict == "fail"
+    assert broken / 300 <= 0.05
+    counts = (*[(45, 50)] * 19, (30, 50))
+    check = check_budgets(budget, [recall(counts)]).checks[0]
+    assert check.verdict == "fail"
+    assert "class '19'" in check.text
+
+
+def recall(counts):
+    classes = tuple(map(str, range(len(counts))))
+    total = sum(n for _, n in counts)
+    correct = sum(c for c, _ in counts)
+    accuracy = Accuracy(
+        correct=correct, total=total, value=correct / total, interval=(0, 1), per_class=counts
+    )
+    found = list(_recalls(accuracy, classes, partial(Figure, runtime="onnxruntime")))
+    assert len(found) == len(counts) + 1
+    return found[-1]

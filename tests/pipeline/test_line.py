@@ -31,7 +31,7 @@ TINY = {
     },
     "student": {"model": "zoo:mlp", "args": {"hidden": [16]}},
     "distill": {"epochs": 4, "threads": 1, "learning_rate": 0.05},
-    "profile": {"min_seconds": 0.05, "max_seconds": 2, "interval": 0.5},
+    "profile": {"min_seconds": 0.05, "max_seconds": 2, "interval": 0.5, "launches": 2},
     "gate": {"budgets": [{"metric": "accuracy", "min": "30 %"}]},
 }
 
@@ -356,20 +356,164 @@ def test_the_very_same_run_is_no_regression_and_is_not_measured_again(run, finis
     assert line(run.path, gate=gate)[1] == []
 
 
-def test_what_cannot_be_compared_is_refused_unless_allowed(run, finished, tmp_path):
+def test_records_that_cannot_be_compared_are_refused_unless_allowed(run, finished, tmp_path):
     gate = {"baseline": str(tmp_path / "nowhere")}
-    with pytest.raises(UsageError, match="not a run folder"):
+    with pytest.raises(UsageError, match="no such run or model file"):
         line(run.path, gate=gate)
     other = tmp_path / "other" / "run"
     shutil.copytree(finished.path, other)
     profile = json.loads((other / "profile/profile.json").read_text())
     profile["environment"]["local"]["cpu_model"] = "Cortex-A76"
     (other / "profile/profile.json").write_text(json.dumps(profile))
-    gate = {"baseline": str(other), "budgets": [{"metric": "size_vs_baseline", "max": "1 x"}]}
+    gate = {"baseline": str(other), "rerun_baseline": False, "on_inconclusive": "warn",
+            "budgets": [{"metric": "latency_vs_baseline", "max": "20 x"}]}  # fmt: skip
     with pytest.raises(UsageError, match=r"machine was Cortex-A76(.|\n)*gate\.allow: \[machine\]"):
         line(run.path, gate=gate)
     line(run.path, gate=gate | {"allow": ["machine"]})
     assert run.exit_code == 0
+    assert all("not run again" in check.text for check in run.gate.checks)
+    # Without its models there is nothing to run again; its records still are.
+    for path in other.glob("export/student.*"):
+        path.unlink()
+    line(run.path, gate=gate | {"rerun_baseline": None, "allow": ["machine"]}, force="gate")
+    assert all("not run again" in check.text for check in run.gate.checks)
+    with pytest.raises(UsageError, match="model files are gone"):
+        line(run.path, gate=gate | {"rerun_baseline": True})
     line(other, "verify", data={"seed": 5})
     with pytest.raises(UsageError, match="tested on other samples"):
         line(run.path, gate=gate | {"allow": ["machine"]})
+
+
+def test_a_model_file_is_a_baseline_tested_and_measured_here(run, slower, tmp_path):
+    path = tmp_path / "production.onnx"
+    shutil.copy(run.path / "export/student.onnx", path)
+    student = {"model": "zoo:mlp", "args": {"hidden": [1024, 1024]}}
+    line(slower.path, student=student, gate={"baseline": str(path), "budgets": []})
+    verdicts = {(c.metric, c.runtime): c for c in slower.gate.checks}
+    assert {runtime for _, runtime in verdicts} == {"onnxruntime"}
+    assert verdicts["latency_vs_baseline", "onnxruntime"].verdict == "fail"
+    with (
+        np.load(run.path / "verify/logits.npz") as before,
+        np.load(slower.path / "verify/logits.npz") as now,
+    ):
+        accuracies = [
+            (archive["onnxruntime/student"].argmax(1) == archive["labels"]).mean()
+            for archive in (before, now)
+        ]
+    drop = verdicts["accuracy_vs_baseline", "onnxruntime"].value
+    assert drop == pytest.approx(accuracies[0] - accuracies[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.txt", b"", "should be an existing .onnx or .xml file"),
+        ("model.onnx", b"not a model", "is not an ONNX model"),
+        ("model.xml", b"<net/>", "its weights are missing"),
+    ],
+)
+def test_a_baseline_that_is_no_model_is_refused(run, tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=message):
+        line(run.path, gate={"baseline": str(tmp_path / name), "budgets": []})
+
+
+def test_a_baseline_for_other_inputs_is_refused(run, exported, tmp_path):
+    import onnx
+
+    model = onnx.load(run.path / "export/student.onnx")
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = 32
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(UsageError, match="cannot run it on the test samples"):
+        line(run.path, gate={"baseline": str(tmp_path / "other.onnx"), "budgets": []})
+
+
+def test_an_undecided_latency_is_measured_again_and_that_is_kept(run):
+    student = next(m for m in run.profile.measurements
+                   if m.role == "student" and m.runtime == "onnxruntime")  # fmt: skip
+    # Nothing can decide a budget that is exactly what was measured, on the first look.
+    budget = {"metric": "latency_p50", "max": f"{student.latency.p50 * 1e9:.0f} ns"}
+    gate = {"budgets": [budget | {"runtime": "onnxruntime"}], "max_seconds": 1}
+    line(run.path, gate=gate)
+    (check,) = run.gate.checks
+    assert "measured again" in check.text
+    again = json.loads((run.path / "gate/local-onnxruntime-f32.json").read_text())
+    values = {m["latency"]["p50"] for m in again["measurements"] if m["role"] == "student"}
+    assert values == {check.value}
+    line(run.path, gate=gate | {"max_seconds": 0})
+    (check,) = run.gate.checks
+    assert (check.value, check.verdict) == (student.latency.p50, "inconclusive")
+
+
+METRICS = """
+import numpy as np
+
+def top2(logits, labels):
+    best = np.argsort(logits, axis=1)[:, -2:]
+    return {"top2": (best == labels[:, None]).any(1).mean(), "calls": 1}
+
+def broken(logits, labels):
+    return {"x": labels[10**6]}
+
+def text(logits, labels):
+    return "good"
+"""
+
+
+def test_a_metric_of_the_users_has_an_interval_and_a_drop(run, tmp_path):
+    (tmp_path / "mine.py").write_text(METRICS)
+    gate = {"metrics": f"{tmp_path}/mine.py:top2", "budgets": [
+        {"metric": "user.top2", "min": 0.2}, {"metric": "user.top2_drop", "max": 0.9},
+    ]}  # fmt: skip
+    line(run.path, gate=gate)
+    checks = {(c.metric, c.runtime): c for c in run.gate.checks}
+    with np.load(run.path / "verify/logits.npz") as logits:
+        order = np.argsort(logits["openvino/student"], axis=1)[:, -2:]
+        expected = (order == logits["labels"][:, None]).any(1).mean()
+    found = checks["user.top2", "openvino"]
+    assert found.value == pytest.approx(expected)
+    low, high = found.interval
+    assert low < expected < high < low + 0.2
+    assert run.exit_code == 0
+    assert line(run.path, gate=gate)[1] == []
+    (tmp_path / "mine.py").write_text(METRICS + "# another file")
+    assert "gate" in line(run.path, gate=gate)[1]
+
+
+@pytest.mark.parametrize(
+    ("function", "metric", "message"),
+    [
+        ("top2", "user.f1", "gate.metrics gives: user.calls, user.calls_drop, user.top2"),
+        ("broken", "user.x", "IndexError"),
+        ("text", "user.x", "gave a str"),
+        ("nothing", "user.x", "has no 'nothing'"),
+    ],
+)
+def test_a_metric_that_is_not_there_or_fails_is_one_clear_error(
+    run, tmp_path, function, metric, message
+):
+    (tmp_path / "mine.py").write_text(METRICS)
+    gate = {"metrics": f"{tmp_path}/mine.py:{function}", "budgets": [{"metric": metric, "min": 0}]}
+    with pytest.raises(UsageError, match=message):
+        line(run.path, gate=gate)
+
+
+def test_recall_has_a_floor_under_every_class_and_under_one(run):
+    budgets = [
+        {"metric": "class_recall", "min": "0 %"},
+        {"metric": "class_recall", "label": "3", "min": "0 %"},
+        {"metric": "agreement", "min": "0 %"},
+    ]
+    line(run.path, gate={"budgets": budgets})
+    accuracy = next(p for p in run.verify.files if p.role == "student").accuracy
+    recalls = [correct / total for correct, total in accuracy.per_class]
+    every, third = (
+        c for c in run.gate.checks if c.metric == "class_recall" and c.runtime == "onnxruntime"
+    )
+    assert every.value == min(recalls)
+    assert third.value == recalls[3]
+    assert third.interval[0] < recalls[3] < third.interval[1]
+    with pytest.raises(UsageError, match=r"class 'three'(.|\n)*classes: 0, 1, 2"):
+        line(
+            run.path, gate={"budgets": [{"metric": "class_recall", "label": "three", "min": "1 %"}]}
+        )

@@ -69,7 +69,7 @@ def test_every_figure_is_there_and_agrees_with_the_samples(exported, tmp_path):
             assert times.sum() >= 0.1
             assert (np.diff(rounds) >= 0).all()
             assert set(rounds) == set(range(rounds[-1] + 1))
-    assert {event["phase"] for event in events} == {"latency", "throughput"}
+    assert {event["phase"] for event in events} == {"latency", "throughput", "launches"}
     assert "cpu_model" in result["environment"]
     assert result["environment"]["state_after"].keys() == result["environment"]["state"].keys()
 
@@ -236,6 +236,62 @@ class TestEnvironment:
             "load", "throttled", "20%",
         ]  # fmt: skip
 
+    def test_busy_neighbours_are_reported_where_no_core_is_left_for_them(self):
+        before = dict.fromkeys(("load_average", "throttle_count"))
+        before |= {"cpu_seconds": {"all": 0.0, "busy": 0.0, "stolen": 0.0}}
+        after = before | {"cpu_seconds": {"all": 40.0, "busy": 22.0, "stolen": 0.0}}
+        (found,) = environment.complaints(before, after, 4, 1, own=10.0)
+        assert found == "other processes kept 1.2 of 4 cores busy while measuring"
+        assert environment.complaints(before, after, 4, 1, own=20.0) == []
+
+    @pytest.mark.parametrize(
+        ("then", "now", "words"),
+        [
+            (0x0, 0x0, []),
+            (0x50000, 0x50000, []),  # long ago
+            (0x0, 0x10000, ["voltage"]),
+            (0x0, 0x4, ["throttled"]),
+            (0x50005, 0x50005, ["voltage", "throttled"]),
+            (None, 0x4, []),
+        ],
+    )
+    def test_what_a_raspberry_pis_firmware_says_is_understood(self, then, now, words):
+        states = [{"throttle_count": None, "firmware_throttled": flags} for flags in (then, now)]
+        found = environment.throttling(*states)
+        assert len(found) == len(words)
+        assert all(word in text for word, text in zip(words, found, strict=True))
+
+    @pytest.mark.parametrize(
+        ("text", "flags"), [("50005", 0x50005), ("0x4", 4), ("0", 0), ("nonsense", None)]
+    )
+    def test_the_firmwares_flags_are_read_from_the_kernel(self, tmp_path, monkeypatch, text, flags):
+        path = tmp_path / "get_throttled"
+        path.write_text(f"{text}\n")
+        monkeypatch.setattr(environment, "_PI_THROTTLED", path)
+        assert environment.state()["firmware_throttled"] == flags
+
+    def test_the_firmwares_own_tool_is_asked_where_the_kernel_does_not_say(
+        self, tmp_path, monkeypatch
+    ):
+        tool = tmp_path / "vcgencmd"
+        tool.write_text("#!/bin/sh\n[ $1 = get_throttled ] && echo throttled=0x50005\n")
+        tool.chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        monkeypatch.setattr(environment, "_PI_THROTTLED", tmp_path / "missing")
+        assert environment.state()["firmware_throttled"] == 0x50005
+
+    def test_clusters_of_cores_are_the_slowest_first(self, tmp_path, monkeypatch):
+        for core in range(4):
+            folder = tmp_path / f"cpu{core}"
+            (folder / "cpufreq").mkdir(parents=True)
+            (folder / "cpu_capacity").write_text("1024" if core > 1 else "381")
+            (folder / "cpufreq/cpuinfo_max_freq").write_text("2400000" if core > 1 else "1800000")
+        monkeypatch.setattr(environment, "_CPU", tmp_path)
+        assert environment.clusters() == [
+            {"cpus": [0, 1], "max_frequency_mhz": 1800.0, "capacity": 381},
+            {"cpus": [2, 3], "max_frequency_mhz": 2400.0, "capacity": 1024},
+        ]
+
     def test_what_a_machine_does_not_say_is_none(self):
         nothing = dict.fromkeys(
             (
@@ -251,6 +307,70 @@ class TestEnvironment:
     def test_a_busy_machine_shows_as_load(self, monkeypatch):
         monkeypatch.setattr(os, "getloadavg", lambda: (7.5, 1.0, 1.0))
         assert environment.state()["load_average"] == 7.5
+
+
+def test_launches_are_fresh_processes_and_their_starts_are_all_kept(exported, tmp_path):
+    processes = set()
+
+    def watch(event):
+        processes.update(children(os.getpid()))
+
+    result, samples = run(
+        plan(exported, tmp_path, student(exported), launches=3, max_seconds=30, interval=0.99),
+        tmp_path, watch,
+    )  # fmt: skip
+    model = result["models"]["student"]
+    count = model["launches"]
+    assert count >= 3
+    assert len(processes) >= count
+    for key in ("runtime_seconds", "load", "first"):
+        assert len(model["cold"][key]) == count
+        assert min(model["cold"][key]) > 0
+    assert model["load"] == np.median(model["cold"]["load"])
+    assert model["python_rss"] < model["baseline_rss"]
+    assert 0 < model["private_dirty"] < 2**28
+    for phase in ("latency", "throughput"):
+        launches, rounds = (samples[f"student/{phase}/{name}"] for name in ("launches", "rounds"))
+        assert set(launches) == set(range(count))
+        # No round belongs to two launches.
+        assert len(set(zip(launches, rounds, strict=True))) == rounds[-1] + 1
+    assert "build" not in model
+    assert "Build" in result["environment"]["runtimes"]["onnxruntime"]
+
+
+def test_openvino_says_how_much_of_loading_is_compiling(exported, tmp_path):
+    model = {"id": "ov", "runtime": "openvino", "path": str(exported.folder / "student.xml")}
+    cold = run(plan(exported, tmp_path, [model]), tmp_path)[0]["models"]["ov"]["cold"]
+    assert 0 < cold["compile"][0] < cold["load"][0]
+
+
+def test_multistream_runs_queries_of_eight_until_there_are_enough(exported, tmp_path):
+    settings = {"phases": ["latency", "multistream"], "min_calls": {"multistream": 662}}
+    result, samples = run(
+        plan(exported, tmp_path, student(exported), max_seconds=20, **settings), tmp_path
+    )
+    assert result["models"]["student"]["multistream"]["batch_size"] == 8
+    assert len(samples["student/multistream"]) >= 662
+
+
+def test_a_neighbour_on_the_same_core_makes_a_noisy_measurement(exported, tmp_path):
+    core = min(os.sched_getaffinity(0))
+    pinned = f"import os; os.sched_setaffinity(0, [{core}])\nwhile True: pass"
+    neighbour = subprocess.Popen([sys.executable, "-c", pinned])
+    try:
+        result, _ = run(
+            plan(exported, tmp_path, student(exported), limits={"cpus": [core]}), tmp_path
+        )
+    finally:
+        neighbour.kill()
+        neighbour.wait()
+    assert any("wait for a core" in text for text in result["models"]["student"]["noise"])
+
+
+def test_little_waiting_is_no_noise_and_much_is():
+    assert environment.noise(0.01, 1.0) == []
+    assert environment.noise(None, 1.0) == []
+    assert environment.noise(0.3, 1.0) == ["it had to wait for a core for 30% of the time"]
 
 
 @pytest.mark.timing

@@ -1,10 +1,10 @@
-"""Order-statistic intervals against scipy's binomial and by simulation."""
+"""Order-statistic intervals against scipy's binomial, Student's against scipy's, and by simulation."""
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import binom, t
 
-from edgekd.profile.device.intervals import quantile_interval, quantile_ranks
+from edgekd.profile.device.intervals import launches_interval, quantile_interval, quantile_ranks
 
 
 @pytest.mark.parametrize("q", [0.5, 0.9, 0.99])
@@ -34,3 +34,15 @@ def test_it_covers_the_true_quantile_in_95_percent_of_experiments(q):
     intervals = [quantile_interval(random.exponential(size=800), q) for _ in range(2000)]
     covered = np.mean([low <= truth <= high for low, high in intervals])
     assert 0.94 <= covered <= 0.985
+
+
+@pytest.mark.parametrize("count", [2, 3, 5, 12, 21, 22, 40, 300])
+def test_the_interval_of_launches_is_students_on_the_logarithms(count):
+    values = np.random.default_rng(count).lognormal(-8, 0.02, count)
+    logs = np.log(values)
+    expected = t.interval(0.95, count - 1, logs.mean(), logs.std(ddof=1) / np.sqrt(count))
+    assert np.log(launches_interval(values)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_launches_that_agree_to_the_last_digit_leave_no_doubt():
+    assert launches_interval(np.full(3, 0.5)) == (pytest.approx(0.5), pytest.approx(0.5))

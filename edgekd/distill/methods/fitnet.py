@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 @method("fitnet", needs={"features"})
 class FitNet(FeatureMethod):
-    """MSE(r(f_s), f_t): a regressor r maps the student's guided layer to the teacher's hint."""
+    """MSE(r(f_s), f_t): a regressor r maps the student's guided layer to the teacher's hint.
+
+    The paper's two stages, the hint and then distillation, are `alone: EPOCHS` beside kd.
+    """
 
     place: ClassVar[Literal["last stage"]] = "last stage"
     weight: float = Field(100.0, ge=0, allow_inf_nan=False)

@@ -10,11 +10,15 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgekd.artifacts import atomic_path, write_text
 from edgekd.config.schema import Export
 from edgekd.errors import StageError
 from edgekd.export.exporter import Exported, Source, exporter
+
+if TYPE_CHECKING:
+    import torch
 
 # protobuf cannot hold a message of 2 GiB or more.
 _MAX_SINGLE_FILE = 2**31 - 2**20
@@ -34,7 +38,7 @@ def export_onnx(source: Source, folder: Path, config: Export) -> Exported:
     with _quiet() as captured:
         try:
             program = torch.onnx.export(
-                source.module,
+                _traced(source),
                 (source.example,),
                 dynamo=True,
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
@@ -62,6 +66,32 @@ def export_onnx(source: Source, folder: Path, config: Export) -> Exported:
             files = (path, path.with_name(path.name + ".data"))
     opset = program.model.opset_imports.get("")
     return Exported(path, files, opset=opset)
+
+
+def _traced(source: Source) -> torch.nn.Module | torch.export.ExportedProgram:
+    """The module's program, with global average pooling as a mean.
+
+    PyTorch itself decomposes AdaptiveAvgPool2d(1) into a mean and a no-op `as_strided`, of which
+    the exporter makes ten operators that cost a small network as much as its convolutions.
+    A module that this cannot trace is left to the exporter, which knows more ways.
+    """
+    import torch
+
+    try:
+        program = torch.export.export(
+            source.module,
+            (source.example,),
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            strict=False,
+        )
+    except Exception:
+        return source.module
+    for node in program.graph.nodes:
+        pools = node.target is torch.ops.aten.adaptive_avg_pool2d.default
+        if pools and list(node.args[1]) == [1, 1]:
+            node.target = torch.ops.aten.mean.dim
+            node.args = (node.args[0], [-2, -1], True)
+    return program
 
 
 def _metadata(source: Source) -> dict[str, str]:

@@ -1,4 +1,5 @@
 """What runs on the device: the standard library, numpy and the runtime. Imports nothing of edgekd outside.
 
 `python -m edgekd.profile.device measure PLAN.json FOLDER` measures; `worker` is the process of one model.
+As a zipapp with nothing or a folder as argument it is the runner of a bundle (see `bundle.py`).
 """

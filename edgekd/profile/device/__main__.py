@@ -1,8 +1,11 @@
-"""Command line of the device part: `measure PLAN.json FOLDER` or `worker`."""
+"""Command line of the device part: a bundle's folder, `measure PLAN.json FOLDER`, `describe FOLDER`,
+`session …`, `worker`.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,17 +15,41 @@ def _say(event: dict[str, Any]) -> None:
     print(json.dumps(event), flush=True)
 
 
+def _description(folder: Path) -> dict[str, Any]:
+    """The machine, the interpreter, what it can import, and the room for `folder`."""
+    from .environment import describe
+    from .installed import packages
+    from .runtimes import RUNTIMES
+
+    return {
+        "environment": describe(),
+        "executable": sys.executable,
+        "packages": packages(["numpy", *RUNTIMES]),
+        "disk_free_bytes": shutil.disk_usage(folder).free,
+    }
+
+
 def main(arguments: list[str]) -> int:
-    """0 done, 3 a model could not be measured (the last line says why), 130 interrupted."""
+    """0 done, 2 a bundle that cannot be used, 3 not measured (the last line says why), 130 interrupted."""
     if arguments == ["worker"]:
         from .worker import main as work
 
         work()
         return 0
+    if arguments[:1] == ["session"]:
+        from .session import main as serve
+
+        serve(Path(arguments[1]), float(arguments[2]))
+    if arguments[:1] == ["describe"]:
+        _say(_description(Path(arguments[1])))
+        return 0
+    if arguments[:1] != ["measure"]:
+        from .bundle import main as bench
+
+        return bench(arguments)
     from .measure import MeasureError, measure
 
-    command, plan, folder = arguments
-    assert command == "measure"
+    _, plan, folder = arguments
     try:
         measure(json.loads(Path(plan).read_text()), Path(folder), _say)
     except MeasureError as error:

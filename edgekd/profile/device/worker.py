@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from . import memory
+from . import limits, memory
+from .environment import waited_for_core
+from .roofline import measure_roofline
 from .runtimes import RUNTIMES, Session
 
 
@@ -44,36 +46,56 @@ def _private_output() -> Any:
     return answers
 
 
+def _batch(inputs: np.ndarray, size: int) -> np.ndarray:
+    """The first samples, repeated to the batch size."""
+    return np.ascontiguousarray(np.resize(inputs, (size, *inputs.shape[1:])))
+
+
 class _Worker:
     def __init__(self) -> None:
         self.session: Session | None = None
         self.inputs = np.zeros((0, 1), np.float32)
+        self.before: int | None = None
 
-    def load(
-        self, runtime: str, path: str, inputs: str, threads: int, precision: str
+    def start(
+        self, runtime: str, inputs: str, groups: list[str], data: int | None
     ) -> dict[str, Any]:
-        """Load the runtime, then the model. Seconds to ready, and memory before it."""
+        """Confine this process, then load the runtime. Seconds of that, and memory before a model."""
+        limits.enter(groups, data)
         self.inputs = np.load(inputs, allow_pickle=False)
+        python = memory.resident()
         session = RUNTIMES[runtime].session
+        started = time.perf_counter()
         session.warm()
-        baseline = memory.resident()
+        seconds = time.perf_counter() - started
+        self.before = memory.private_dirty()
+        return {
+            "runtime_seconds": seconds,
+            "version": session.version(),
+            "build": session.build(),
+            "python_rss": python,
+            "baseline_rss": memory.resident(),
+        }
+
+    def load(self, runtime: str, path: str, threads: int, precision: str) -> dict[str, Any]:
+        """Load the model. Seconds to ready."""
         memory.reset_peak()
         started = time.perf_counter()
-        self.session = session(path, threads, precision)
+        self.session = RUNTIMES[runtime].session(path, threads, precision)
         return {
             "load": time.perf_counter() - started,
-            "version": session.version(),
+            "compile": self.session.compile_seconds,
             "precision": self.session.precision,
-            "baseline_rss": baseline,
         }
 
     def bind(self, batch_size: int) -> dict[str, Any]:
         """Use the first samples, repeated to the batch size; seconds of the first inference."""
-        x = np.ascontiguousarray(np.resize(self.inputs, (batch_size, *self.inputs.shape[1:])))
+        x = _batch(self.inputs, batch_size)
         started = time.perf_counter()
         self._loaded().run(x)
         first = time.perf_counter() - started
         self._loaded().set_inputs(x)
+        self._loaded().infer()
         return {"first": first}
 
     def block(self, seconds: float) -> dict[str, Any]:
@@ -83,6 +105,7 @@ class _Worker:
         keep = samples.append
         gc.collect()
         gc.disable()
+        waited = waited_for_core()
         before = clock()
         end = before + int(seconds * 1e9)
         while True:
@@ -92,12 +115,42 @@ class _Worker:
             if now >= end:
                 break
             before = now
+        waited_too = waited_for_core()
         gc.enable()
-        return {"samples": base64.b64encode(np.array(samples, "<i8").tobytes()).decode()}
+        return {
+            "samples": base64.b64encode(np.array(samples, "<i8").tobytes()).decode(),
+            "waited": None if waited is None or waited_too is None else waited_too - waited,
+        }
 
-    def peak(self) -> dict[str, Any]:
-        """The most memory that was resident since before the model was loaded."""
-        return {"peak_rss": memory.peak()}
+    def outputs(self, first: int, count: int) -> dict[str, Any]:
+        """The first output for samples `first` to `first` + `count`, as base64 of float32."""
+        found = self._loaded().run(np.ascontiguousarray(self.inputs[first : first + count]))[0]
+        data = base64.b64encode(found.astype("<f4").tobytes()).decode()
+        return {"outputs": data, "shape": found.shape}
+
+    def memory(self) -> dict[str, Any]:
+        """The most that was resident since before the model was loaded, and what of it is the model's own.
+
+        To be asked before blocks are run, whose samples are Python's memory and not the model's.
+        """
+        now = memory.private_dirty()
+        return {
+            "peak_rss": memory.peak(),
+            "private_dirty": None if now is None or self.before is None else now - self.before,
+        }
+
+    def operators(
+        self, runtime: str, path: str, inputs: str, threads: int, precision: str,
+        batch_size: int, seconds: float,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Time every operator of a model in a session that is profiled."""
+        x = _batch(np.load(inputs, allow_pickle=False), batch_size)
+        return RUNTIMES[runtime].session.operators(path, threads, precision, x, seconds)
+
+    def roofline(self, runtime: str, threads: int, precisions: list[str]) -> dict[str, Any]:
+        """The most that this device does in this runtime."""
+        session = RUNTIMES[runtime].session
+        return measure_roofline(session.multiply, runtime, session.version(), threads, precisions)
 
     def _loaded(self) -> Session:
         if self.session is None:

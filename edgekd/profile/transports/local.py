@@ -33,12 +33,11 @@ class Local:
         """Run `python -m edgekd.profile.device measure`, passing its events on."""
         plan_path = folder / "plan.json"
         plan_path.write_text(json.dumps(plan))
-        environment = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"}
         with (
             tempfile.TemporaryFile("w+", errors="replace") as log,
             subprocess.Popen(
                 [sys.executable, "-m", _DEVICE, "measure", str(plan_path), str(folder)],
-                stdout=subprocess.PIPE, stderr=log, text=True, env=environment,
+                stdout=subprocess.PIPE, stderr=log, text=True, env=_environment(),
             ) as process,
         ):  # fmt: skip
             assert process.stdout is not None
@@ -60,3 +59,19 @@ class Local:
                     f"measuring failed: {reason or (words[-1] if words else 'no reason given')}",
                     where=f"target {target.name}",
                 )
+
+    def describe(self, target: Target) -> dict[str, Any]:
+        """What this machine and interpreter say of themselves."""
+        done = subprocess.run(
+            [sys.executable, "-m", _DEVICE, "describe", tempfile.gettempdir()],
+            check=False, capture_output=True, text=True, errors="replace", env=_environment(),
+        )  # fmt: skip
+        if done.returncode != 0:
+            words = done.stderr.strip().splitlines() or ["no reason given"]
+            raise StageError(f"it cannot be asked: {words[-1]}", where=f"target {target.name}")
+        description: dict[str, Any] = json.loads(done.stdout)
+        return description
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONSAFEPATH": "1"}

@@ -12,6 +12,8 @@ from edgekd.distill.regressors import matched, regressor
 from edgekd.errors import UsageError
 
 FEATURE_METHODS = [name for name in METHODS.names() if issubclass(METHODS.get(name), FeatureMethod)]
+# A regressor that is not trained yet stands between the student and the teacher.
+REGRESSED = {"fitnet", "vid", "ab", "fsp", "reviewkd"}
 N = 5
 
 
@@ -47,7 +49,9 @@ def features_for(name, seed, channels=4):
 
 
 def test_the_methods_are_those_of_the_design():
-    assert set(FEATURE_METHODS) == {"fitnet", "at", "sp", "pkt", "rkd", "cc", "vid", "nst"}
+    assert set(FEATURE_METHODS) == {
+        "fitnet", "at", "sp", "pkt", "rkd", "cc", "vid", "nst", "ab", "fsp", "reviewkd",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", FEATURE_METHODS)
@@ -61,7 +65,7 @@ def test_the_student_gets_a_gradient_and_the_teacher_none(name):
     assert all(f.grad is None for f in teacher)
 
 
-@pytest.mark.parametrize("name", sorted(set(FEATURE_METHODS) - {"fitnet", "vid"}))
+@pytest.mark.parametrize("name", sorted(set(FEATURE_METHODS) - REGRESSED))
 def test_it_is_zero_for_a_student_like_the_teacher_and_positive_for_another(name):
     same, other = features_for(name, 1), features_for(name, 7)
     assert abs(loss_of(name, same, same)[1].item()) < 1e-9
@@ -229,3 +233,81 @@ def test_matching_pools_the_larger_map():
     a, b = matched(maps(3, 8, 1), maps(5, 4, 2))
     assert a.shape[2:] == b.shape[2:] == (4, 4)
     assert a[0, 0, 0, 0].item() == pytest.approx(maps(3, 8, 1)[0, 0, :2, :2].mean().item())
+
+
+def untrained(name, student, teacher, **parameters):
+    """The loss, in evaluation mode, and what its own layers make of the student's maps."""
+    built, _ = loss_of(name, student, teacher, **parameters)
+    built.eval()
+    value = built(knowledge(*student), knowledge(*teacher), torch.zeros(N, dtype=torch.long))
+    return value.item(), built.parts
+
+
+def test_ab_equals_a_loop():
+    student, teacher = [maps(3, 4, 1), maps(4, 2, 2)], [maps(5, 4, 3), maps(6, 2, 4)]
+    value, r = untrained("ab", student, teacher, margin=0.5)
+    total = 0.0
+    for weight, r_i, f_s, f_t in zip((0.5, 1.0), r, student, teacher, strict=True):
+        terms = [
+            max(0.0, 0.5 - a) ** 2 if b > 0 else max(0.0, a + 0.5) ** 2
+            for a, b in zip(r_i(f_s).flatten().tolist(), f_t.flatten().tolist(), strict=True)
+        ]
+        total += weight * sum(terms) / len(terms)
+    assert value == pytest.approx(total)
+
+
+def test_fsp_equals_a_loop():
+    student, teacher = [maps(3, 4, 1), maps(4, 2, 2)], [maps(5, 4, 3), maps(6, 2, 4)]
+    value, r = untrained("fsp", student, teacher)
+
+    def flow(first, second, i, a, b):
+        half = [
+            [first[i, a, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].mean() for x in (0, 1)]
+            for y in (0, 1)
+        ]
+        return sum((half[y][x] * second[i, b, y, x]).item() for x in (0, 1) for y in (0, 1)) / 4
+
+    s = [r_i(f) for r_i, f in zip(r, student, strict=True)]
+    cells = list(itertools.product(range(N), range(5), range(6)))
+    total = sum((flow(*s, *cell) - flow(*teacher, *cell)) ** 2 for cell in cells)
+    assert value == pytest.approx(total / len(cells))
+
+
+def test_reviewkd_of_one_stage_is_the_hierarchical_loss_of_its_fused_map():
+    s, t = maps(3, 8, 1), maps(5, 8, 2)
+    value, fusions = untrained("reviewkd", [s], [t])
+    fused = fusions[0]["expand"](fusions[0]["reduce"](s))
+
+    def mean_square(size):
+        step, terms = 8 // size, []
+        for i, c, y, x in itertools.product(range(N), range(5), range(size), range(size)):
+            window = (i, c, slice(y * step, y * step + step), slice(x * step, x * step + step))
+            terms.append((fused[window].mean() - t[window].mean()).item() ** 2)
+        return sum(terms) / len(terms)
+
+    levels = {8: 1.0, 4: 0.5, 2: 0.25, 1: 0.125}
+    expected = sum(w * mean_square(size) for size, w in levels.items()) / sum(levels.values())
+    assert value == pytest.approx(expected)
+
+
+def test_reviewkd_lets_later_stages_teach_earlier_ones():
+    student = [maps(3, 4, 1).requires_grad_(), maps(4, 2, 2).requires_grad_()]
+    teacher = [maps(5, 4, 3), maps(6, 2, 4)]
+    built, _ = loss_of("reviewkd", student, teacher)
+    only_first = [
+        teacher[0],
+        built.parts[1]["expand"](built.parts[1]["reduce"](student[1])).detach(),
+    ]
+    built.eval()
+    only_first[1] = built.parts[1]["expand"](built.parts[1]["reduce"](student[1])).detach()
+    loss = built(knowledge(*student), knowledge(*only_first), torch.zeros(N, dtype=torch.long))
+    loss.backward()
+    # The last stage's own term is zero: what reaches it comes through the fusion of the first.
+    assert student[1].grad.abs().max() > 0
+
+
+@pytest.mark.parametrize(("name", "count"), [("fsp", 1), ("reviewkd", 2)])
+def test_too_few_stages_or_vectors_are_refused(name, count):
+    features = [vectors(4, i) for i in range(count)]
+    with pytest.raises(UsageError, match=f"{name} needs feature maps"):
+        loss_of(name, features, features)

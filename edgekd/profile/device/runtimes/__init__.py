@@ -7,16 +7,20 @@ import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
 
 
 class Session(Protocol):
-    """One loaded model, ready to infer. `precision` is what the runtime says that it executes."""
+    """One loaded model, ready to infer. `precision` is what the runtime says that it executes.
+
+    `compile_seconds` is the part of loading that compiles; None where a runtime does not separate it.
+    """
 
     precision: str
+    compile_seconds: float | None
 
     def __init__(self, path: str, threads: int, precision: str) -> None:
         """Load the file. Raises ValueError when the runtime cannot execute that precision."""
@@ -31,8 +35,29 @@ class Session(Protocol):
         """The outputs for `x`, in the model's order."""
 
     @staticmethod
+    def operators(
+        path: str, threads: int, precision: str, x: np.ndarray, seconds: float
+    ) -> dict[str, Any]:
+        """Profile inferences of `x` for about `seconds`, in a session of its own.
+
+        `runs`, `wall` (seconds of one whole inference while profiling) and `operators` (see
+        `device/operators.py`).
+        """
+
+    @staticmethod
+    def multiply(n: int, threads: int, precision: str) -> Callable[[], object]:
+        """A function that multiplies two n×n matrices in f32, f16, bf16 or int8.
+
+        Raises ValueError where the runtime does not compute in that precision.
+        """
+
+    @staticmethod
     def version() -> str:
         """The runtime's version."""
+
+    @staticmethod
+    def build() -> str:
+        """What the runtime says of how it was built."""
 
     @staticmethod
     def warm() -> None:

@@ -1,0 +1,132 @@
+"""What the student is compared with: the files of another run, or a model file from anywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from edgekd.errors import UsageError
+from edgekd.export.parts import FORMATS, model_parts
+from edgekd.gate.figures import logits_name
+from edgekd.pipeline.run import Run
+from edgekd.results import Measurement, Parity
+
+if TYPE_CHECKING:
+    from edgekd.data.resolve import Dataset
+
+
+@dataclass(frozen=True)
+class Counterpart:
+    """The baseline's file beside one measured file of the student.
+
+    `parts` are the file to open and what belongs to it, or empty when they are gone; `record` is
+    what was measured then, and `environment` where; None and empty for a bare model file.
+    """
+
+    parts: list[Path]
+    size: int
+    record: Measurement | None
+    environment: dict[str, object]
+
+
+class Baseline(Protocol):
+    """Something to compare with. `where` names it in errors."""
+
+    where: str
+
+    def counterpart(self, m: Measurement) -> Counterpart | None:
+        """The file beside the measured one; None when the baseline has none of that kind."""
+
+    def logits(self, file: Parity, indices: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """Its logits on the test samples `indices`; None when it has no such file.
+
+        Raises UsageError when it was not tested on these samples, or cannot be.
+        """
+
+
+class RunBaseline:
+    """The student of an earlier run."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.where = run, f"gate.baseline {run.path}"
+
+    def counterpart(self, m: Measurement) -> Counterpart | None:
+        """By target, runtime, format and variant."""
+        kind = (m.target, m.runtime, m.format, m.variant)
+        for record in self.run.profile.measurements:
+            of = (record.target, record.runtime, record.format, record.variant)
+            if record.role == "student" and of == kind:
+                file = next(file for file in self.run.files if file.path == record.path)
+                names = [file.path, *(name for name in file.files if name != file.path)]
+                parts = [self.run.path / name for name in names]
+                there = all(part.is_file() for part in parts)
+                environment = self.run.profile.environment[record.target]
+                return Counterpart(parts if there else [], record.size, record, environment)
+        return None
+
+    def logits(self, file: Parity, indices: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """Those that its verify stage kept."""
+        kind = (file.runtime, file.format, file.variant)
+        known = {
+            (p.runtime, p.format, p.variant) for p in self.run.verify.files if p.role == "student"
+        }
+        path = self.run.path / "verify/logits.npz"
+        with np.load(path, allow_pickle=False) as then:
+            same = np.array_equal(then["indices"], indices)
+            if not same or not np.array_equal(then["labels"], labels):
+                raise UsageError(
+                    "was tested on other samples than this run",
+                    where=self.where,
+                    fix="use the same data, data.seed, data.test and data.limit in both",
+                )
+            return then[f"{file.runtime}/{logits_name(file)}"] if kind in known else None
+
+
+class FileBaseline:
+    """A model file, say the one in production: measured and tested here, in its runtime."""
+
+    def __init__(self, path: Path, dataset: Dataset) -> None:
+        self.parts = model_parts(path)
+        self.format = FORMATS[path.suffix]
+        self.where = f"gate.baseline {path}"
+        self._dataset = dataset
+        self._answers = cache(self._infer)
+
+    def counterpart(self, m: Measurement) -> Counterpart | None:
+        """The file itself, for every student file of its format."""
+        size = sum(part.stat().st_size for part in self.parts)
+        return Counterpart(self.parts, size, None, {}) if m.format == self.format else None
+
+    def logits(self, file: Parity, indices: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
+        """What it answers, in batches."""
+        if file.format != self.format:
+            return None
+        answers = self._answers(file.runtime)
+        if answers.shape != (len(indices), len(self._dataset.classes)):
+            raise UsageError(
+                f"gives outputs of shape {answers.shape}; should give logits of shape "
+                f"({len(indices)}, {len(self._dataset.classes)}) for the test split",
+                where=self.where,
+            )
+        return answers
+
+    def _infer(self, runtime: str) -> np.ndarray:
+        from edgekd.profile.device.runtimes import load
+
+        try:
+            session = load(runtime, self.parts[0], threads=1, precision="f32")
+            chunks = [
+                session.run(self._dataset.tensor(self._dataset.test[i : i + 256]).numpy())[0]
+                for i in range(0, len(self._dataset.test), 256)
+            ]
+        except Exception as error:
+            raise UsageError(
+                f"{runtime} cannot run it on the test samples: {str(error).splitlines()[0][:300]}",
+                where=self.where,
+                fix="it should take this run's inputs, with any batch size",
+            ) from None
+        return np.concatenate(chunks)

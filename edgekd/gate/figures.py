@@ -1,0 +1,134 @@
+"""What a budget can speak of: every figure of the student's files, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from edgekd.results import (
+    Accuracy,
+    Interval,
+    Parity,
+    ProfileReport,
+    Provenance,
+    Variant,
+    VerifyReport,
+)
+from edgekd.statistics import clopper_pearson, paired_difference, wilson
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A value of one metric, in base units; exact figures (sizes, errors) have no interval.
+
+    `noisy` latencies and throughputs are of a machine that was disturbed: no worse in truth.
+    `label` is the class that it is of, `note` what a reader should know of it; `again` ones the gate
+    measured itself, after the profile.
+    """
+
+    metric: str
+    value: float
+    interval: Interval | None
+    runtime: str
+    target: str | None = None
+    conclusive: bool = True
+    variant: Variant = "f32"
+    provenance: Provenance = "measured"
+    noisy: bool = False
+    label: str | None = None
+    note: str = ""
+    again: bool = False
+
+
+def figures(
+    verify: VerifyReport,
+    profile: ProfileReport,
+    logits: np.lib.npyio.NpzFile,
+    classes: tuple[str, ...],
+) -> Iterator[Figure]:
+    """Every figure of the student that a budget can speak of.
+
+    `logits` is the verify stage's `logits.npz`: the teacher and the student answered the same
+    samples, so that the interval of the accuracy drop is that of a paired difference.
+    """
+    labels = logits["labels"]
+    for file in verify.files:
+        if file.role != "student":
+            continue
+        accuracy = file.accuracy
+        teacher, student = (
+            logits[f"{file.runtime}/{name}"].argmax(1) == labels
+            for name in ("teacher", logits_name(file))
+        )
+        drop = float(teacher.mean() - student.mean())
+        between = paired_difference(
+            int((teacher & ~student).sum()), int((student & ~teacher).sum()), len(labels)
+        )
+        agreeing = wilson(round(file.teacher_agreement * accuracy.total), accuracy.total)
+        of = partial(Figure, runtime=file.runtime, variant=file.variant)
+        yield of("accuracy", accuracy.value, accuracy.interval)
+        yield of("agreement", file.teacher_agreement, agreeing)
+        yield of("parity_error", file.max_error, None)
+        yield of("accuracy_drop", drop, between)
+        yield from _recalls(accuracy, classes, of)
+    yield from measured(profile)
+
+
+def measured(profile: ProfileReport) -> Iterator[Figure]:
+    """The figures of the student that a profile has alone."""
+    for m in profile.measurements:
+        if m.role != "student":
+            continue
+        of = partial(
+            Figure,
+            runtime=m.runtime,
+            target=m.target,
+            conclusive=m.conclusive,
+            variant=m.variant,
+            provenance=m.provenance,
+        )
+        timed = partial(of, noisy=bool(m.noise))
+        yield timed("latency_p50", m.latency.p50, m.latency.p50_interval)
+        yield timed("latency_p90", m.latency.p90, m.latency.p90_interval)
+        if m.latency.p95 is not None:
+            yield timed("latency_p95", m.latency.p95, m.latency.p95_interval)
+        yield timed("latency_p99", m.latency.p99, m.latency.p99_interval)
+        yield timed("throughput", m.throughput, m.throughput_interval)
+        yield of("memory", m.memory.model, None)
+        yield of("size", m.size, None)
+    provenance = {m.target: m.provenance for m in profile.measurements}
+    for c in profile.comparisons:
+        of = partial(
+            Figure,
+            runtime=c.runtime,
+            target=c.target,
+            variant=c.variant,
+            provenance=provenance[c.target],
+        )
+        yield of("speedup", c.speedup, c.speedup_interval)
+        yield of("memory_ratio", c.memory_ratio, None)
+        yield of("compression", c.compression, None)
+
+
+def logits_name(file: Parity) -> str:
+    """The file's name in `logits.npz`, after its runtime."""
+    return file.role if file.variant == "f32" else f"{file.role}-{file.variant}"
+
+
+def _recalls(accuracy: Accuracy, classes: tuple[str, ...], of: partial[Figure]) -> Iterator[Figure]:
+    """Recall of every class that was tested; and of the worst one, for a floor under all of them.
+
+    Some class is always the worst by chance: the floor's interval has the level 1 − 0.05 / classes
+    (Bonferroni), and is broken when any class is surely below it.
+    """
+    counts = {name: c for name, c in zip(classes, accuracy.per_class, strict=True) if c[1]}
+    for name, (correct, total) in counts.items():
+        yield of("class_recall", correct / total, wilson(correct, total), label=name)
+    worst = min(counts, key=lambda name: counts[name][0] / counts[name][1])
+    bounds = [clopper_pearson(*count, level=1 - 0.05 / len(counts)) for count in counts.values()]
+    interval = (min(low for low, _ in bounds), min(high for _, high in bounds))
+    value = counts[worst][0] / counts[worst][1]
+    yield of("class_recall", value, interval, note=f"class {worst!r}")

@@ -1,0 +1,138 @@
+"""Two models against each other in fresh processes, again and again, until the difference is decided.
+
+Two processes of the very same file can differ by a percent or two for as long as they live (where
+their memory happens to lie). A launch is therefore one observation: both files in fresh processes,
+interleaved; its log-ratio of medians. Looks after 6, 12 and 24 launches, each with a 99 % t interval
+(the three together err in at most 3 % of comparisons; Pocock 1977 would allow slightly narrower ones).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgekd.profile.targets import Target
+from edgekd.profile.transport import TRANSPORTS
+from edgekd.results import Interval
+
+# Launches at each look, and the 99.5 % quantile of Student's t with one degree less.
+LOOKS = ((6, 4.032), (12, 3.106), (24, 2.807))
+_SECONDS = 0.4
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One observation: log(candidate / baseline) of the median latency and of the model's memory.
+
+    `throttled` is whether the device slowed itself down meanwhile.
+    """
+
+    latency: float
+    memory: float
+    throttled: bool
+
+
+def launches(
+    candidate: list[Path],
+    baseline: list[Path],
+    runtime: str,
+    target: Target,
+    example: np.ndarray,
+    batch_size: int,
+) -> Iterator[Launch]:
+    """One launch after another, without end.
+
+    A model is its file and the further ones that belong to it; `example` is inputs (n, …) float32.
+    Raises StageError when a file cannot be measured.
+    """
+    models = {"candidate": candidate, "baseline": baseline}
+    while True:
+        with tempfile.TemporaryDirectory(prefix="edgekd-gate-") as name:
+            folder = Path(name)
+            np.save(folder / "inputs.npy", example)
+            plan: dict[str, Any] = {
+                "models": [
+                    {
+                        "id": role,
+                        "runtime": runtime,
+                        "path": str(parts[0].resolve()),
+                        "parts": [str(part.resolve()) for part in parts],
+                        "threads": target.threads,
+                        "precision": target.precision,
+                    }
+                    for role, parts in models.items()
+                ],
+                "inputs": str(folder / "inputs.npy"),
+                "limits": target.limits and target.limits.for_device(),
+                "phases": ["latency"],
+                "batch_size": batch_size,
+                "throughput_batch_size": batch_size,
+                "interval": 0.5,
+                "min_seconds": _SECONDS,
+                "max_seconds": max(_SECONDS, 4.0),
+            }
+            TRANSPORTS.get(target.transport)().measure(target, plan, folder, lambda event: None)
+            with np.load(folder / "samples.npz", allow_pickle=False) as samples:
+                medians = {role: float(np.median(samples[f"{role}/latency"])) for role in models}
+            result = json.loads((folder / "result.json").read_text())
+        # The other one is loaded first the next time.
+        models = dict(reversed(models.items()))
+        yield Launch(
+            latency=_log_ratio(medians),
+            memory=_log_ratio({role: _memory(m) for role, m in result["models"].items()}),
+            throttled=throttled(result["environment"]),
+        )
+
+
+def compare(
+    source: Iterator[float],
+    decided: Callable[[Interval], bool],
+    advance: Callable[..., None] = lambda *_, **__: None,
+) -> tuple[float, Interval, bool]:
+    """Ratio, its interval, and whether `decided` was reached; takes launches until it is.
+
+    `source` yields log-ratios. The interval is that of the mean log-ratio, as a ratio.
+    """
+    ratios: list[float] = []
+    interval = (0.0, math.inf)
+    for count, _ in LOOKS:
+        while len(ratios) < count:
+            ratios.append(next(source))
+            advance(1, ratio=f"{math.exp(np.mean(ratios)):.3f}")
+        interval = mean_ratio(ratios)[1]
+        if decided(interval):
+            return mean_ratio(ratios)[0], interval, True
+    return mean_ratio(ratios)[0], interval, False
+
+
+def mean_ratio(log_ratios: list[float]) -> tuple[float, Interval]:
+    """The mean of as many log-ratios as a look has, as a ratio, with its 99 % t interval."""
+    t = dict(LOOKS)[len(log_ratios)]
+    mean = float(np.mean(log_ratios))
+    half = t * float(np.std(log_ratios, ddof=1)) / math.sqrt(len(log_ratios))
+    return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
+
+
+def throttled(environment: dict[str, Any]) -> bool:
+    """Whether the device slowed itself down between the states before and after measuring."""
+    before, after = (
+        (environment.get(state) or {}).get("throttle_count") or 0
+        for state in ("state", "state_after")
+    )
+    return bool(after > before)
+
+
+def _log_ratio(values: dict[str, float]) -> float:
+    return math.log(values["candidate"] / values["baseline"])
+
+
+def _memory(result: dict[str, Any]) -> float:
+    """Bytes that the model needed, at least a page: the peak less the runtime without it."""
+    return float(max(4096, result["peak_rss"] - result["baseline_rss"]))

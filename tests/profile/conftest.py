@@ -1,0 +1,1 @@
+from tests.profile.zoo_models import zoo as zoo
