@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -170,7 +171,7 @@ def export(output: Path, file: Path | None) -> None:
 
     entries = store.read(_path(file))
     if str(output) == "-":
-        jsonl.dump(entries, click.get_text_stream("stdout"))
+        jsonl.dump(entries, sys.stdout)
         return
     with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8") as stream:
         count = jsonl.dump(entries, stream)
@@ -190,7 +191,7 @@ def import_(source: Path, file: Path | None) -> None:
 
     path = _path(file)
     if str(source) == "-":
-        lines, added = jsonl.load(path, click.get_binary_stream("stdin"), "standard input")
+        lines, added = jsonl.load(path, sys.stdin.buffer, "standard input")
     else:
         try:
             stream = source.open("rb")

@@ -133,7 +133,8 @@ def _winsorised(values: np.ndarray) -> np.ndarray:
     scale = _MAD_TO_SD * np.median(np.abs(distances))
     clipped = np.clip(distances / scale, -_CLIP, _CLIP) if scale > 0 else np.sign(distances)
     spread = float(clipped.std())
-    return clipped / spread if spread > 0 else clipped
+    even: np.ndarray = clipped / spread if spread > 0 else clipped
+    return even
 
 
 def _cusums(series: np.ndarray, splits: _Splits) -> np.ndarray:
