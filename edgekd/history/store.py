@@ -54,6 +54,7 @@ def append(path: Path, entries: Iterable[Entry]) -> int:
     Makes the file and its folder where there is none. Errors of `entries` themselves pass through,
     and nothing is added. Raises UsageError when the file cannot be written, or is something else.
     """
+    _check_place(path)
     with _errors(path):
         _make_folder(path)
         with contextlib.closing(_connect(path, "rwc")) as database, _transaction(database):
@@ -74,6 +75,7 @@ def read(path: Path, *, since: datetime | None = None) -> list[Entry]:
             where=str(path),
             fix="every `edgekd gate` and `edgekd compress` adds to it; --file names another one",
         )
+    _check_place(path)
     with _errors(path), contextlib.closing(_connect(path, "rw")) as database:
         if _version(database, path) < len(MIGRATIONS):
             with _transaction(database):
@@ -111,10 +113,13 @@ def _entry(row: tuple[object, ...], path: Path, number: int) -> tuple[str, Entry
     return str(values["point"]), entry
 
 
+def _check_place(path: Path) -> None:
+    if path.exists() and not path.is_file():
+        raise UsageError("is not a file", where=str(path))
+
+
 def _make_folder(path: Path) -> None:
     with disk_errors(path):
-        if path.exists() and not path.is_file():
-            raise UsageError("is not a file", where=str(path))
         if path.parent.exists():
             return
         path.parent.mkdir(parents=True, exist_ok=True)
