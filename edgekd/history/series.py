@@ -195,7 +195,7 @@ def _distinctions(key: Key, keys: list[Key]) -> Iterator[str]:
     rivals = [k for k in keys if (k.run, k.figure, k.place) == mine]
     texts = {
         "device": key.device or "unknown device",
-        "threads": f"{key.threads} threads",
+        "threads": f"{key.threads} thread{'' if key.threads == 1 else 's'}",
         "precision": key.precision or "unknown precision",
         "batch_size": f"batch {key.batch_size}",
         "provenance": key.provenance,

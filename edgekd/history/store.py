@@ -69,13 +69,13 @@ def read(path: Path, *, since: datetime | None = None) -> list[Entry]:
 
     Raises UsageError when the file is missing, damaged, from a newer edgekd, or something else.
     """
+    _check_place(path)
     if not path.exists():
         raise UsageError(
             "there is no history yet",
             where=str(path),
             fix="every `edgekd gate` and `edgekd compress` adds to it; --file names another one",
         )
-    _check_place(path)
     with _errors(path), contextlib.closing(_connect(path, "rw")) as database:
         if _version(database, path) < len(MIGRATIONS):
             with _transaction(database):
@@ -114,8 +114,9 @@ def _entry(row: tuple[object, ...], path: Path, number: int) -> tuple[str, Entry
 
 
 def _check_place(path: Path) -> None:
-    if path.exists() and not path.is_file():
-        raise UsageError("is not a file", where=str(path))
+    with disk_errors(path):
+        if path.exists() and not path.is_file():
+            raise UsageError("is not a file", where=str(path))
 
 
 def _make_folder(path: Path) -> None:

@@ -41,14 +41,16 @@ def test_what_may_be_the_cause_is_the_same_series(changes):
 def test_series_of_one_place_are_told_apart_by_what_differs():
     series = group([entry(), entry(threads=2), entry(target="pi")], Filter())
     assert set(titles(series).values()) == {
-        "local/onnxruntime/f32, 1 threads", "local/onnxruntime/f32, 2 threads",
+        "local/onnxruntime/f32, 1 thread", "local/onnxruntime/f32, 2 threads",
         "pi/onnxruntime/f32",
     }  # fmt: skip
 
 
 def test_classes_are_left_out_unless_asked_for():
     entries = [entry(metric="class_recall", label=label) for label in (None, "cat", "dog")]
-    labels = [[s.key.label for s in group(entries, Filter(label=l))] for l in (None, "cat", "*")]
+    labels = [
+        [s.key.label for s in group(entries, Filter(label=one))] for one in (None, "cat", "*")
+    ]
     assert labels == [[None], [None, "cat"], [None, "cat", "dog"]]
 
 
