@@ -115,7 +115,8 @@ def _entry(row: tuple[object, ...], path: Path, number: int) -> tuple[str, Entry
 
 def _check_place(path: Path) -> None:
     with disk_errors(path):
-        if path.exists() and not path.is_file():
+        # SQLite would take a name up to a zero character.
+        if "\0" in str(path) or (path.exists() and not path.is_file()):
             raise UsageError("is not a file", where=str(path))
 
 
