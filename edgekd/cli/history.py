@@ -217,7 +217,7 @@ def _series(file: Path | None, **options: Any) -> list[Series]:
     from edgekd.history.series import Filter, group
 
     wanted = Filter(**options)
-    return group(store.read(_path(file), since=wanted.since), wanted)
+    return group(store.read(_path(file), since=wanted.since, label=wanted.label), wanted)
 
 
 def _print(series: list[Series]) -> None:

@@ -38,11 +38,9 @@ class Filter:
     limit: int | None = None
 
     def admits(self, entry: Entry) -> bool:
-        """Whether the entry is what every field that is given says (`since` is the store's)."""
+        """Whether it is what every given field says; the store saw to `since` and `label`."""
         names = ("run", "metric", "target", "runtime", "variant", "branch")
         wanted = ((getattr(self, name), getattr(entry, name)) for name in names)
-        if self.label != "*" and entry.label not in (None, self.label):
-            return False
         return all(want is None or want == is_ for want, is_ in wanted)
 
 

@@ -64,8 +64,10 @@ def append(path: Path, entries: Iterable[Entry]) -> int:
             return database.total_changes - before
 
 
-def read(path: Path, *, since: datetime | None = None) -> list[Entry]:
+def read(path: Path, *, since: datetime | None = None, label: str | None = "*") -> list[Entry]:
     """Every measurement, oldest first, measured at `since` or later, with its latest verdict.
+
+    `label` leaves out those of other classes; "*" is every one, None only what is of no class.
 
     Raises UsageError when the file is missing, damaged, from a newer edgekd, or something else.
     """
@@ -81,9 +83,12 @@ def read(path: Path, *, since: datetime | None = None) -> list[Entry]:
             with _transaction(database):
                 _upgrade(database, path)
         text = since.astimezone(UTC).isoformat() if since else ""
-        query = f'SELECT {_NAMES} FROM figures WHERE "time" >= ? ORDER BY "time", rowid'
+        query = (
+            f'SELECT {_NAMES} FROM figures WHERE "time" >= ?1'
+            """ AND (?2 = '*' OR "label" IS NULL OR "label" = ?2) ORDER BY "time", rowid"""
+        )
         found: dict[str, Entry] = {}
-        for number, row in enumerate(database.execute(query, [text]), start=1):
+        for number, row in enumerate(database.execute(query, [text, label]), start=1):
             point, entry = _entry(row, path, number)
             first = found.setdefault(point, entry)
             found[point] = first.model_copy(update={"limit": entry.limit, "verdict": entry.verdict})

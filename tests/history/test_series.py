@@ -46,14 +46,6 @@ def test_series_of_one_place_are_told_apart_by_what_differs():
     }  # fmt: skip
 
 
-def test_classes_are_left_out_unless_asked_for():
-    entries = [entry(metric="class_recall", label=label) for label in (None, "cat", "dog")]
-    labels = [
-        [s.key.label for s in group(entries, Filter(label=one))] for one in (None, "cat", "*")
-    ]
-    assert labels == [[None], [None, "cat"], [None, "cat", "dog"]]
-
-
 def test_a_change_names_its_commit_its_size_and_what_else_moved():
     entries = days(noisy(), runtime_version="1.30")
     entries[25:] = [e.model_copy(update={"runtime_version": "1.31"}) for e in entries[25:]]

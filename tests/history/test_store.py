@@ -24,6 +24,9 @@ def test_what_is_appended_comes_back_oldest_first(path):
     assert store.append(path, written) == 3
     assert store.read(path) == [written[1], written[2], written[0]]
     assert store.read(path, since=entry(1).time) == [written[2], written[0]]
+    assert store.read(path, label=None) == [written[1], written[2]]
+    assert len(store.read(path, label=HOSTILE)) == 3
+    assert len(store.read(path, label="cat")) == 2
 
 
 def test_the_same_measurement_is_kept_once_whatever_the_commit_is_by_then(path):
