@@ -10,7 +10,6 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from edgekd.artifacts import disk_errors
 from edgekd.errors import UsageError
 from edgekd.history.entry import Entry
 
@@ -20,6 +19,7 @@ DEFAULT = ".edgekd/history.sqlite"
 _APPLICATION = 0x65646B64
 # Seconds to wait for another writer.
 _PATIENCE = 10.0
+_ELSEWHERE = "change its permissions, or name another file"
 
 # The statements that bring a file from each version (PRAGMA user_version) to the next. Only add.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -119,20 +119,19 @@ def _entry(row: tuple[object, ...], path: Path, number: int) -> tuple[str, Entry
 
 
 def _check_place(path: Path) -> None:
-    with disk_errors(path):
+    with _errors(path):
         # SQLite would take a name up to a zero character.
         if "\0" in str(path) or (path.exists() and not path.is_file()):
             raise UsageError("is not a file", where=str(path))
 
 
 def _make_folder(path: Path) -> None:
-    with disk_errors(path):
-        if path.parent.exists():
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.parent.name == Path(DEFAULT).parent.name:
-            # Ours alone; a measurement makes no working tree dirty.
-            (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")
+    if path.parent.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.name == Path(DEFAULT).parent.name:
+        # Ours alone; a measurement makes no working tree dirty.
+        (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
@@ -186,12 +185,16 @@ def _upgrade(database: sqlite3.Connection, path: Path) -> None:
 
 @contextlib.contextmanager
 def _errors(path: Path) -> Iterator[None]:
-    """What SQLite complains of, as errors a user can act on."""
+    """What SQLite and the disk complain of, as errors a user can act on."""
     try:
         yield
     except sqlite3.Error as error:
         what, fix = _explained(error)
         raise UsageError(what, where=str(path), fix=fix) from None
+    except OSError as error:
+        raise UsageError(
+            f"cannot be opened or written: {error.strerror}", where=str(path), fix=_ELSEWHERE
+        ) from None
 
 
 def _explained(error: sqlite3.Error) -> tuple[str, str | None]:
@@ -201,7 +204,7 @@ def _explained(error: sqlite3.Error) -> tuple[str, str | None]:
     if name.startswith("SQLITE_FULL"):
         return "the disk is full", "free some space"
     if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM", "SQLITE_AUTH")):
-        return "cannot be opened or written", "change its permissions, or name another file"
+        return "cannot be opened or written", _ELSEWHERE
     if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
         return (
             "is damaged, or is no history",
