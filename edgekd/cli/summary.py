@@ -17,13 +17,13 @@ _WIDTH_OF_A_LOG = 120
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal."""
+    """Standard output for tables, wide enough where it is no terminal."""
     from rich.console import Console
 
-    found = Console()
-    if not found.is_terminal and "COLUMNS" not in os.environ:
-        return Console(width=_WIDTH_OF_A_LOG)
-    return found
+    screen = Console()
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen = Console(width=_WIDTH_OF_A_LOG)
+    return screen
 
 
 def print_summary(run: Run) -> None:

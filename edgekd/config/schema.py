@@ -440,6 +440,12 @@ class Config(Section):
     verify: Verify = Field(default_factory=Verify)
     profile: Profile = Field(default_factory=Profile)
     gate: Gate = Field(default_factory=Gate)
+    history: str | None = Field(
+        ".edgekd/history.sqlite",
+        min_length=1,
+        description="SQLite file that every gate adds its figures to, for `edgekd history`; it starts "
+        "at the configuration file. null: keep none.",
+    )
     license: str | None = Field(
         None,
         max_length=200,

@@ -25,7 +25,8 @@ class Figure:
     """A value of one metric, in base units; exact figures (sizes, errors) have no interval.
 
     `noisy` latencies and throughputs are of a machine that was disturbed: no worse in truth.
-    `label` is the class that it is of, `note` what a reader should know of it.
+    `label` is the class that it is of, `note` what a reader should know of it; `again` ones the gate
+    measured itself, after the profile.
     """
 
     metric: str
@@ -39,6 +40,7 @@ class Figure:
     noisy: bool = False
     label: str | None = None
     note: str = ""
+    again: bool = False
 
 
 def figures(

@@ -164,7 +164,8 @@ def changes(a: Answers, classes: tuple[str, ...]) -> Changes:
     total = len(a.labels)
 
     def count(chosen: np.ndarray | slice) -> list[int]:
-        return np.bincount(a.labels[chosen], minlength=len(classes)).tolist()
+        counts: list[int] = np.bincount(a.labels[chosen], minlength=len(classes)).tolist()
+        return counts
 
     of_each = zip(
         classes,

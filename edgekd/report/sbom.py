@@ -113,7 +113,7 @@ def _needs(package: importlib.metadata.Distribution, extras: tuple[str, ...] = (
 def licences(package: importlib.metadata.Distribution) -> list[dict[str, Any]]:
     """What the package's metadata says of its licence, the most exact first; as CycloneDX has it."""
     fields = package.metadata
-    expression = fields.get("License-Expression")
+    (expression,) = fields.get_all("License-Expression") or ("",)
     if expression:
         return [{"expression": expression}]
     classified = [
@@ -121,7 +121,7 @@ def licences(package: importlib.metadata.Distribution) -> list[dict[str, Any]]:
         for text in fields.get_all("Classifier") or ()
         if text.startswith("License ::") and text.count("::") > 1
     ]
-    free = " ".join((fields.get("License") or "").split())
+    free = " ".join(" ".join(fields.get_all("License") or ()).split())
     if classified:
         return [_named(name) for name in dict.fromkeys(classified)]
     return [_named(free if 0 < len(free) <= _LONGEST else "unknown")]
