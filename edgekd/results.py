@@ -20,6 +20,8 @@ Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
 Variant = Literal["f32", "int8"]
+# What a latency sample is: one call, or the median or mean of several, where a tool or clock gives no more.
+SampleKind = Literal["call", "median", "mean"]
 
 
 class Record(BaseModel):
@@ -185,8 +187,8 @@ class VerifyReport(Record):
 class Latency(Record):
     """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`.
 
-    Where a clock is too coarse for single calls each sample is the mean of `calls_per_sample`: p90,
-    p95 and p99 are then those of such means.
+    Where `kind` is "median" or "mean" (where a clock is too coarse for single calls), quantiles other
+    than the median are those of medians or means, not of calls.
     """
 
     batch_size: int
@@ -202,10 +204,10 @@ class Latency(Record):
     p99_interval: Interval
     steady: bool
     samples: str
+    kind: SampleKind = "call"
     p95: float | None = None
     p95_interval: Interval | None = None
     mean_interval: Interval | None = None
-    calls_per_sample: int = 1
 
 
 class Scenario(Record):
@@ -283,6 +285,13 @@ class DeviceParity(Record):
         return self.max_error <= self.tolerance
 
 
+class Energy(Record):
+    """Joules of the processor per sample, idle power and neighbours included (`device/energy.py`)."""
+
+    value: float
+    interval: Interval | None
+
+
 class Measurement(Record):
     """One file in one runtime on one target, in processes of its own.
 
@@ -320,6 +329,7 @@ class Measurement(Record):
     noise: tuple[str, ...] = ()
     cold: ColdStart | None = None
     scenarios: tuple[Scenario, ...] = ()
+    energy: Energy | None = None
     compressed_size: int | None = None
     parity_error: float | None = None
 

@@ -28,6 +28,7 @@ COMMANDS = {
     "import": "Bring back what a bundle measured.",
     "gate": "Hold the budgets against the results; the exit code is the verdict.",
     "report": "Write report.html and report.json.",
+    "history": "Show what earlier gates found, and the commits at which a figure moved.",
     "operators": "Show where the time goes, operator by operator.",
     "methods": "List the distillation methods.",
     "targets": "List, show, check and make device descriptors.",

@@ -17,11 +17,21 @@ if TYPE_CHECKING:
 _WIDTH_OF_A_LOG = 120
 
 
+def console() -> Console:
+    """Standard output for tables, wide enough where it is no terminal."""
+    from rich.console import Console
+
+    screen = Console()
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen = Console(width=_WIDTH_OF_A_LOG)
+    return screen
+
+
 def print_summary(run: Run) -> None:
     """Print the summary table of what the run holds, and the report's path."""
     from edgekd.report.summary import table
 
-    _console().print(table(run))
+    console().print(table(run))
     report = run.path / "report.html"
     if not report.exists():
         return
@@ -36,15 +46,6 @@ def print_profile(profile: ProfileReport) -> None:
     """Print what was measured, and what of it is in doubt."""
     from edgekd.report.summary import measured_table
 
-    _console().print(measured_table(profile))
+    console().print(measured_table(profile))
     for warning in profile.warnings:
         click.echo(f"note: {warning}")
-
-
-def _console() -> Console:
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console = Console(width=_WIDTH_OF_A_LOG)
-    return console

@@ -24,8 +24,8 @@ _TIMED = {
 Place = tuple[str, str, str]
 
 
-def settle(context: Context, found: list[Figure]) -> GateReport:
-    """The verdicts on `found`; open ones about time get longer measurements first.
+def settle(context: Context, found: list[Figure]) -> tuple[GateReport, list[Figure]]:
+    """The verdicts on `found`, and what they speak of; open ones on time are measured longer first.
 
     Every look is a new measurement, twice as long as the one before it, until the budgets are decided
     or `gate.max_seconds` of measuring are over. The last of each place are kept in the stage's folder.
@@ -43,7 +43,7 @@ def settle(context: Context, found: list[Figure]) -> GateReport:
         report = check_budgets(gate, found)
         left -= time.monotonic() - started
         seconds *= 2
-    return report
+    return report, found
 
 
 def _open(report: GateReport, targets: set[str]) -> list[Place]:
@@ -88,7 +88,9 @@ def _measure(context: Context, place: Place, seconds: float) -> list[Figure]:
     _keep(context, place, report, samples)
     # Whether the interval is narrow enough is for the budget to say.
     return [
-        dataclasses.replace(figure, conclusive=True, note=f"measured again for {seconds:.0f} s")
+        dataclasses.replace(
+            figure, conclusive=True, note=f"measured again for {seconds:.0f} s", again=True
+        )
         for figure in measured(report)
         if figure.metric in _TIMED
     ]

@@ -193,8 +193,8 @@ def _check_comparable(
         m, then = pair.candidate, pair.baseline.record
         assert then is not None
         here = candidate.profile.environment[m.target]
-        now = _conditions(m, here)
-        for name, before in _conditions(then, pair.baseline.environment).items():
+        now = conditions(m, here)
+        for name, before in conditions(then, pair.baseline.environment).items():
             if name not in allow and (before != now[name] or (name == "throttled" and before)):
                 raise UsageError(
                     f"cannot be compared: {name} was {before}, now {now[name]}",
@@ -203,7 +203,7 @@ def _check_comparable(
                 )
 
 
-def _conditions(m: Measurement, environment: dict[str, Any]) -> dict[str, object]:
+def conditions(m: Measurement, environment: dict[str, Any]) -> dict[str, object]:
     """What must be the same for two records to be compared."""
     return {
         "machine": environment.get("cpu_model"),

@@ -11,7 +11,6 @@ import numpy as np
 from edgekd.results import (
     Accuracy,
     Interval,
-    Latency,
     Parity,
     ProfileReport,
     Provenance,
@@ -27,7 +26,8 @@ class Figure:
 
     Without a value it could not be measured there, and a budget on it is undecided.
     `noisy` latencies and throughputs are of a machine that was disturbed: no worse in truth.
-    `label` is the class that it is of, `note` what a reader should know of it.
+    `label` is the class that it is of, `note` what a reader should know of it; `again` ones the gate
+    measured itself, after the profile.
     """
 
     metric: str
@@ -41,6 +41,7 @@ class Figure:
     noisy: bool = False
     label: str | None = None
     note: str = ""
+    again: bool = False
 
 
 def figures(
@@ -92,10 +93,16 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         )
         timed = partial(of, noisy=bool(m.noise))
         yield timed("latency_p50", m.latency.p50, m.latency.p50_interval)
-        yield from _tails(m.latency, timed)
+        if m.latency.kind == "call":
+            yield timed("latency_p90", m.latency.p90, m.latency.p90_interval)
+            yield timed("latency_p99", m.latency.p99, m.latency.p99_interval)
+        if m.latency.kind == "call" and m.latency.p95 is not None:
+            yield timed("latency_p95", m.latency.p95, m.latency.p95_interval)
         yield timed("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)
+        if m.energy is not None:
+            yield timed("energy", m.energy.value, m.energy.interval)
     provenance = {m.target: m.provenance for m in profile.measurements}
     for c in profile.comparisons:
         of = partial(
@@ -108,19 +115,6 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         yield of("speedup", c.speedup, c.speedup_interval)
         yield of("memory_ratio", c.memory_ratio, None)
         yield of("compression", c.compression, None)
-
-
-def _tails(latency: Latency, of: partial[Figure]) -> Iterator[Figure]:
-    """The high percentiles; the slowest means of calls say little about the slowest calls."""
-    if latency.calls_per_sample > 1:
-        note = f"each sample is the mean of {latency.calls_per_sample} calls"
-        for name in ("latency_p90", "latency_p95", "latency_p99"):
-            yield of(name, None, None, note=note)
-        return
-    yield of("latency_p90", latency.p90, latency.p90_interval)
-    if latency.p95 is not None:
-        yield of("latency_p95", latency.p95, latency.p95_interval)
-    yield of("latency_p99", latency.p99, latency.p99_interval)
 
 
 def logits_name(file: Parity) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from edgekd.artifacts import read_json
 from edgekd.config.schema import Profile
 from edgekd.errors import StageError, UsageError
+from edgekd.profile.device.intervals import launches_interval
 from edgekd.profile.operators import Said, operators_report
 from edgekd.profile.sizes import Sizes, file_sizes
 from edgekd.profile.statistics import Samples, scenarios, speedup, summarise
@@ -22,6 +23,7 @@ from edgekd.progress import Progress
 from edgekd.results import (
     ColdStart,
     Comparison,
+    Energy,
     ExportedFile,
     Measurement,
     Memory,
@@ -253,7 +255,7 @@ def _measurement(
             batch_size=result[phase]["batch_size"],
             steady=result[phase]["steady"],
             key=f"{entry.id}/{phase}",
-            calls=result[phase].get("calls_per_sample", 1),
+            kind=result[phase].get("kind", "call"),
         )
         for phase in ("latency", "throughput")
     )
@@ -284,6 +286,7 @@ def _measurement(
         warmup=result["latency"]["warmup"],
         launches=result.get("launches", 1),
         noise=tuple(result.get("noise", ())),
+        energy=_energy(result.get("energy", ())),
         cold=_cold(result["cold"]) if "cold" in result else None,
         scenarios=scenarios(
             latency,
@@ -298,6 +301,18 @@ def _measurement(
 
 def _provenance(environment: dict[str, Any]) -> Provenance:
     return "emulated" if environment.get("emulated") else "measured"
+
+
+def _energy(values: Sequence[float | None]) -> Energy | None:
+    """Joules per sample, from those of every launch; None unless every one could tell."""
+    known = [value for value in values if value is not None and value > 0]
+    if not known or len(known) < len(values):
+        return None
+    if len(known) == 1:
+        return Energy(value=known[0], interval=None)
+    low, high = launches_interval(np.array(known))
+    value = float(np.exp(np.mean(np.log(known))))
+    return Energy(value=value, interval=(min(low, value), max(high, value)))
 
 
 def _memory(result: dict[str, Any], sizes: Sizes) -> Memory:

@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from edgekd.profile.device.intervals import launches_interval, quantile_ranks
-from edgekd.results import Interval, Latency, Scenario
+from edgekd.results import Interval, Latency, SampleKind, Scenario
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 _RESAMPLES, _BINS = 1000, 4096
@@ -46,11 +46,15 @@ class Samples:
 
 
 def summarise(
-    samples: Samples, *, batch_size: int, steady: bool, key: str, calls: int = 1, seed: int = 0
+    samples: Samples,
+    *,
+    batch_size: int,
+    steady: bool,
+    key: str,
+    kind: SampleKind = "call",
+    seed: int = 0,
 ) -> Latency:
     """p50, p90, p95, p99 and mean with 95 % intervals; `key` says where the samples are kept.
-
-    A sample is the mean of `calls` calls.
 
     Where the samples are too few to bound a quantile, the least or the greatest one stands in.
     """
@@ -82,7 +86,7 @@ def summarise(
         mean_interval=(min(mean, around[0]), max(mean, around[1])),
         steady=steady,
         samples=key,
-        calls_per_sample=calls,
+        kind=kind,
     )
 
 
@@ -116,7 +120,7 @@ def scenarios(
     procedure is loadgen's, but in blocks by turns and for less than its 600 seconds (24,576 samples).
     """
     found = []
-    single = latency.batch_size == latency.calls_per_sample == 1
+    single = latency.batch_size == 1 and latency.kind == "call"
     queries = {"SingleStream": (1, 0.9, latency_samples if single else None),
                "MultiStream": (8, 0.99, multistream)}  # fmt: skip
     for name, (size, q, samples) in queries.items():
@@ -125,7 +129,7 @@ def scenarios(
             found.append(Scenario(name=name, batch_size=size, queries=len(samples.seconds),
                                   latency=estimate))  # fmt: skip
     return (*found, Scenario(name="Offline", batch_size=throughput.batch_size,
-                             queries=throughput.count * throughput.calls_per_sample,
+                             queries=throughput.count,
                              throughput=throughput.batch_size / throughput.mean))  # fmt: skip
 
 

@@ -124,6 +124,49 @@ class Browser(Section):
         return self
 
 
+class Adb(Section):
+    """How an Android device is reached and what runs there: Python, or a native tool."""
+
+    serial: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
+        description="As `adb devices` shows it; without it the only attached device.",
+    )
+    folder: str = Field(
+        "/data/local/tmp/edgekd",
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="Where edgekd keeps its files on the device.",
+    )
+    python: str | None = Field(
+        None,
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="Python 3 on the device with numpy and the runtime, executable by adb's shell.",
+    )
+    runner: Literal["onnxruntime_perf_test", "benchmark_app"] | None = Field(
+        None, description="A runtime's own benchmark tool, for devices without Python."
+    )
+    runner_path: str | None = Field(
+        None,
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="The runner on the device; its libraries are found beside it.",
+    )
+    runner_files: list[str] = Field(
+        [], description="Or the runner and its libraries here, to be sent; the program first."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_run(self) -> Adb:
+        if (self.python is None) == (self.runner is None):
+            raise ValueError("give either python (its path on the device) or runner")
+        if (self.runner is None) != (self.runner_path is None and not self.runner_files):
+            raise ValueError("runner goes with runner_path (on the device) or runner_files (here)")
+        if self.runner_path is not None and self.runner_files:
+            raise ValueError("give runner_path or runner_files, not both")
+        if ".." in self.folder.split("/"):
+            raise ValueError("folder must not contain '..'")
+        return self
+
+
 class Target(Section):
     """A device and how models are measured on it."""
 
@@ -141,6 +184,7 @@ class Target(Section):
     cores: int | None = Field(None, ge=1, le=4096, description="For `edgekd targets check`.")
     memory: str | None = Field(None, description='"4 GiB"; for `edgekd targets check`.')
     limits: Limits | None = Field(None, description="A smaller device, emulated on this one.")
+    adb: Adb | None = Field(None, description="For transport adb.")
     ssh: Ssh | None = Field(None, description="Where, for transport: ssh.")
     browser: Browser | None = Field(None, description="The page, for transport: browser.")
 
@@ -174,6 +218,14 @@ def _check(path: Path, target: Target, lines: Lines) -> None:
         if runtime not in runtimes:
             known = suggestion(runtime, runtimes)
             refuse("runtimes", f"transport {target.transport} has no runtime {runtime!r}{known}")
+    if (target.transport == "adb") != (target.adb is not None):
+        refuse("transport" if target.adb is None else "adb", "transport: adb goes with adb: {…}")
+    if target.adb is not None and target.adb.runner is not None:
+        from edgekd.profile.native.tool import TOOLS
+
+        known = TOOLS.get(target.adb.runner).runtime
+        if target.runtimes != [known]:
+            refuse("runtimes", f"{target.adb.runner} runs {known}: write runtimes: [{known}]")
 
 
 TARGETS = Shelf("target", "targets", "profile.targets", Target, _check)

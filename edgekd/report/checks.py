@@ -33,9 +33,12 @@ def verdict_word(verdict: Verdict) -> str:
 
 def metric_name(check: Check) -> str:
     """A budget's metric as people say it."""
-    if check.label is not None:
-        return f"recall of {check.label!r}"
-    return _NAMES.get(check.metric, check.metric)
+    return figure_name(check.metric, check.label)
+
+
+def figure_name(metric: str, label: str | None = None) -> str:
+    """A metric as people say it, of the class `label` where it is of one."""
+    return _NAMES.get(metric, metric) if label is None else f"recall of {label!r}"
 
 
 def place(check: Check) -> str:

@@ -49,9 +49,11 @@ class Value:
         if self.interval is None:
             return ""
         text = interval_text(self.interval, self.dimension)
-        _, _, unit = self.text.partition(" ")
-        bare = text.removesuffix(f" {unit}")
-        return bare if unit and unit not in bare else text
+        units = {
+            figure_text(number, self.dimension).partition(" ")[2]
+            for number in (self.number, *self.interval)
+        }
+        return text.removesuffix(f" {units.pop()}") if len(units) == 1 else text
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
         values = {
             role: _quantile(m.latency, attribute)
             for role, m in measured.items()
-            if label == "p50" or m.latency.calls_per_sample == 1
+            if label == "p50" or m.latency.kind == "call"
         }
         ratio = (against.speedup, against.speedup_interval) if against and label == "p50" else None
         yield _row(f"latency {label}", values, "speed", ratio, _unsettled(measured))
@@ -246,6 +248,13 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
         yield _row("peak memory, process", processes, "less")
     if heaps := _bytes({r: m.memory.wasm_heap for r, m in measured.items()}):
         yield _row("WebAssembly memory, with runtime", heaps, "less")
+    energies = {r: m.energy for r, m in measured.items() if m.energy is not None}
+    if energies:
+        yield _row(
+            "energy per sample, processor",
+            {r: Value(e.value, "energy", e.interval) for r, e in energies.items()},
+            "less",
+        )
     yield _row(
         "file size",
         {r: Value(m.size, "bytes") for r, m in measured.items()},
@@ -350,7 +359,7 @@ def _row(
     change = None
     if teacher and student:
         gain, interval = ratio or (_gain(teacher.number, student.number, words), None)
-        change = _change(gain, interval, words) if gain is not None and gain > 0 else None
+        change = change_of(gain, interval, words) if gain is not None and gain > 0 else None
     return Row(label, teacher, student, change, note)
 
 
@@ -360,7 +369,8 @@ def _gain(teacher: float, student: float, words: Words) -> float | None:
     return student / teacher if words == "more" else teacher / student
 
 
-def _change(gain: float, interval: Interval | None, words: Words) -> Change:
+def change_of(gain: float, interval: Interval | None, words: Words) -> Change:
+    """A gain > 0 in words: above 1 is better, below 1 worse, and "the same" where nobody sees it."""
     forwards, backwards = _WORDS[words]
     shown, bounds = gain, interval
     if gain < 1:

@@ -96,7 +96,7 @@ class TestInChromium:
                 "measured", "onnxruntime-web", assets.VERSION, "f32", 1,
             )  # fmt: skip
             assert m.latency.count >= 10
-            assert m.latency.calls_per_sample >= 1
+            assert m.latency.kind in ("call", "mean")
             assert m.latency.p50_interval[0] <= m.latency.p50 <= m.latency.p50_interval[1]
             assert (m.latency.batch_size, m.throughput_latency.batch_size) == (1, 32)
             assert m.memory.model is None
@@ -145,8 +145,6 @@ class TestInChromium:
             {"metric": "memory", "max": "1000 GiB"},
             {"metric": "memory_ratio", "min": 0.001},
         ]
-        coarse = any(m.latency.calls_per_sample > 1 for m in done.report.measurements)
-        budgets += [{"metric": "latency_p99", "max": "60 min"}] * coarse
         gate = check_budgets(Gate(budgets=budgets), list(figures_of(done.report)))
         assert [check.verdict for check in gate.checks] == ["inconclusive"] * len(budgets)
         assert all("not measured there" in check.text for check in gate.checks)

@@ -234,7 +234,7 @@ def _result(said: Model, plan: dict[str, Any], error: float) -> dict[str, Any]:
             "warmup": phase.warmup,
             "conclusive": bool(relative_width(medians) < plan["interval"]),
             "steady": phase.settled and not drifts(medians, plan["interval"]),
-            "calls_per_sample": phase.calls,
+            "kind": "call" if phase.calls == 1 else "mean",
         }
     return result
 

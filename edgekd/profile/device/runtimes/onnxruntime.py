@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import bisect
+import functools
 import json
 import tempfile
 from collections.abc import Callable
@@ -56,20 +57,30 @@ class OnnxRuntime:
             )
         self._value = onnxruntime.OrtValue
         self._binding: Any = None
+        self._call: Any = None
 
     def set_inputs(self, x: np.ndarray) -> None:
         """Copy the inputs to ONNX Runtime and keep the outputs' memory for all calls."""
+        import onnxruntime
+
         self._binding = self._session.io_binding()
         self._binding.bind_ortvalue_input(self._inputs[0], self._value.ortvalue_from_numpy(x))
         for name in self._outputs:
             self._binding.bind_output(name, "cpu")
-        self.infer()
+        self._session.run_with_iobinding(self._binding)
         for name, value in zip(self._outputs, self._binding.get_outputs()):
             self._binding.bind_ortvalue_output(name, value)
+        # What `run_with_iobinding` calls in the end. Its own checks, and options made for every call,
+        # take 2 µs of Python; so that this is as fast as a loop in C.
+        self._call = functools.partial(
+            self._session._sess.run_with_iobinding,
+            self._binding._iobinding,
+            onnxruntime.RunOptions(),
+        )
 
     def infer(self) -> None:
         """Run the binding."""
-        self._session.run_with_iobinding(self._binding)
+        self._call()
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """The outputs as new arrays."""
