@@ -202,7 +202,10 @@ def _lines(sides: Sequence[Side], place: Place) -> Iterator[Line]:
             Value(m.latency.p50, "time", m.latency.p50_interval) if m else None for m in measured
         ]
         yield _line("latency p50", latencies, "speed", _doubts(sides, measured))
-        memory = [Value(m.memory.model, "bytes") if m else None for m in measured]
+        memory = [
+            Value(m.memory.model, "bytes") if m and m.memory.model is not None else None
+            for m in measured
+        ]
         yield _line("peak memory, model", memory, "less")
     files = [side.file(place) for side in sides]
     if any(files):
