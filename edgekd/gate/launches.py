@@ -31,7 +31,8 @@ _SECONDS = 0.4
 class Launch:
     """One observation: log(candidate / baseline) of the median latency and of the model's memory.
 
-    `memory` is None where the device cannot tell it (a browser); `throttled` is whether the device slowed itself down meanwhile.
+    `memory` is None where the device cannot tell it (a browser); `throttled`
+    is whether the device slowed itself down meanwhile.
     """
 
     latency: float

@@ -52,7 +52,7 @@ def with_page(target: Target, given: dict[str, object]) -> Target:
             where=", ".join(f"--{name}" for name in given),
         )
     try:
-        page = Browser(**{**(target.browser or Browser()).model_dump(), **given})  # type: ignore[arg-type]
+        page = Browser(**{**(target.browser or Browser()).model_dump(), **given})
     except ValidationError as error:
         first = error.errors()[0]
         where = f"--{first['loc'][0]}" if first["loc"] else "--certificate, --key"
@@ -79,8 +79,8 @@ def _of_files(paths: tuple[Path, ...]) -> Subject:
         raise UsageError("give a run folder, or a student's file, or a teacher's and a student's")
     roles: tuple[Role, ...] = ("teacher", "student")
     shapes = {path: _input_shape(path) for path in paths}
-    batch, *shape = shapes[paths[-1]]
-    if len({tuple(shape) for _, *shape in shapes.values()}) > 1:
+    batch, shape = shapes[paths[-1]]
+    if any(other != shape for _, other in shapes.values()):
         raise UsageError(
             "take inputs of different shapes", where=", ".join(str(path) for path in paths)
         )
@@ -106,8 +106,8 @@ def _file(path: Path, role: Role) -> ExportedFile:
     )
 
 
-def _input_shape(path: Path) -> tuple[int | None, ...]:
-    """Of the only input: the batch size, None where it is free; then whole numbers."""
+def _input_shape(path: Path) -> tuple[int | None, tuple[int, ...]]:
+    """Of the only input: the batch size, None where it is free, and the shape of one sample."""
     import openvino
 
     model_parts(path)
@@ -119,8 +119,12 @@ def _input_shape(path: Path) -> tuple[int | None, ...]:
     if len(inputs) != 1 or inputs[0].element_type.to_string() not in ("f32", "f16"):
         raise UsageError("should take one input, of floating-point numbers", where=str(path))
     shape = inputs[0].partial_shape
-    if shape.rank.is_dynamic or any(dimension.is_dynamic for dimension in list(shape)[1:]):
+    if shape.rank.is_dynamic or not list(shape) or any(size.is_dynamic for size in list(shape)[1:]):
         raise UsageError(
             f"takes inputs of shape {shape}: only the batch may be free", where=str(path)
         )
-    return tuple(None if d.is_dynamic else d.get_length() for d in shape)
+    batch, *sizes = shape
+    return (
+        None if batch.is_dynamic else batch.get_length(),
+        tuple(size.get_length() for size in sizes),
+    )

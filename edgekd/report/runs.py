@@ -206,7 +206,8 @@ def _lines(sides: Sequence[Side], place: Place) -> Iterator[Line]:
             Value(m.memory.model, "bytes") if m and m.memory.model is not None else None
             for m in measured
         ]
-        yield _line("peak memory, model", memory, "less")
+        if any(memory):
+            yield _line("peak memory, model", memory, "less")
     files = [side.file(place) for side in sides]
     if any(files):
         yield _line("file size", [Value(f.size, "bytes") if f else None for f in files], "size")

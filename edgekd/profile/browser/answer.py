@@ -146,11 +146,11 @@ def accept(
     samples: dict[str, np.ndarray] = {}
     for model in plan["models"]:
         said = answer.models[model["id"]]
-        error = max(
+        share = max(
             _error(model, getattr(said, name), expected[model["id"], name])
             for name in plan["phases"]
         )
-        results[model["id"]] = {**_result(said, plan, error), "noise": noise}
+        results[model["id"]] = {**_result(said, plan, share), "noise": noise}
         for name in plan["phases"]:
             phase = getattr(said, name)
             samples[f"{model['id']}/{name}"] = np.array(phase.seconds)
@@ -179,7 +179,7 @@ def _check_plan(answer: Answer, plan: dict[str, Any]) -> None:
     if set(answer.models) != {model["id"] for model in plan["models"]}:
         refuse("it has other models")
     for name in ("latency", "throughput"):
-        counts = {}
+        counts: dict[str, int] = {}
         for model in plan["models"]:
             phase: Phase | None = getattr(answer.models[model["id"]], name)
             if (phase is not None) != (name in plan["phases"]):

@@ -159,7 +159,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._claim()
         if not _same(key, self.exchange.session):
             return self._refuse(404, "there is nothing here")
-        actions = {
+        actions: dict[str, Callable[[bytes], tuple[str, Any]]] = {
             "alive": lambda body: ("alive", None),
             "progress": self._progress,
             "failed": lambda body: ("failed", Failure.model_validate_json(body).error),
@@ -210,9 +210,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """The body of a request; None when it was refused."""
         length = self.headers.get("Content-Length", "")
         if not (length.isascii() and length.isdigit() and len(length) < 20):
-            return self._refuse(411, "its length is not given")
+            self._refuse(411, "its length is not given")
+            return None
         if int(length) > limit:
-            return self._refuse(413, f"it is larger than {limit >> 10} KiB")
+            self._refuse(413, f"it is larger than {limit >> 10} KiB")
+            return None
         body = self.rfile.read(int(length))
         return body if len(body) == int(length) else None
 

@@ -65,7 +65,7 @@ class Browser:
                 print("  no browser could be started here: open the link yourself", file=sys.stderr)
             result, samples = _wait(exchange, tell, settings.wait_seconds, f"target {target.name}")
         with (folder / "samples.npz").open("wb") as file:
-            np.savez(file, **samples)
+            np.savez(file, **samples)  # type: ignore[arg-type]
         (folder / "result.json").write_text(json.dumps(result, indent=2))
 
 
