@@ -120,6 +120,7 @@ def _measure_together(
             outcome = _rounds(workers, plan, phase, say)
             for worker, (times, rounds, about) in zip(workers, outcome, strict=True):
                 results[worker.id][phase] = {"batch_size": batch_size, **about}
+                samples[f"{worker.id}/{phase}/cpu"] = np.array(worker.cpu[-1 - int(rounds[-1]) :])
                 if phase == "latency":
                     # Before the larger batch needs more.
                     results[worker.id] |= worker.ask(do="peak")
@@ -214,6 +215,8 @@ class _Worker:
         self.load = {key: model[key] for key in ("runtime", "path", "threads", "precision")}
         self.load["inputs"] = inputs
         self._process, self._log = process, log
+        # CPU seconds of one call, by block.
+        self.cpu: list[float] = []
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer. Raises MeasureError."""
@@ -234,8 +237,9 @@ class _Worker:
 
     def block(self, seconds: float) -> np.ndarray:
         """Seconds of each call of one block."""
-        data = base64.b64decode(self.ask(do="block", seconds=seconds)["samples"])
-        return np.frombuffer(data, "<i8") / 1e9
+        answer = self.ask(do="block", seconds=seconds)
+        self.cpu.append(answer["cpu"])
+        return np.frombuffer(base64.b64decode(answer["samples"]), "<i8") / 1e9
 
     def _end(self) -> str:
         code = self._process.wait()
