@@ -47,7 +47,9 @@ def _open(report: GateReport) -> list[Place]:
     places = (
         (check.target or "", check.runtime, check.variant)
         for check in report.checks
-        if check.verdict == "inconclusive" and check.metric in _TIMED
+        if check.verdict == "inconclusive"
+        and check.metric in _TIMED
+        and check.provenance != "predicted"
     )
     return list(dict.fromkeys(places))
 

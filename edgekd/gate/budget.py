@@ -97,6 +97,7 @@ def _check(budget: Budget, figure: Figure) -> Check:
         interval=figure.interval,
         limit=written,
         verdict=verdict,
+        provenance=figure.provenance,
         text=f"{name} on {place}: {shown}, budget {written}",
     )
 

@@ -8,7 +8,15 @@ from functools import partial
 
 import numpy as np
 
-from edgekd.results import Accuracy, Interval, Parity, ProfileReport, Variant, VerifyReport
+from edgekd.results import (
+    Accuracy,
+    Interval,
+    Parity,
+    ProfileReport,
+    Provenance,
+    Variant,
+    VerifyReport,
+)
 from edgekd.statistics import clopper_pearson, paired_difference, wilson
 
 
@@ -28,6 +36,7 @@ class Figure:
     variant: Variant = "f32"
     label: str | None = None
     note: str = ""
+    provenance: Provenance = "measured"
 
 
 def figures(
@@ -78,6 +87,14 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         yield of("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)
+    for p in profile.predictions:
+        if p.role != "student":
+            continue
+        of = partial(
+            Figure, runtime=p.runtime, target=p.target, variant=p.variant, provenance=p.provenance
+        )
+        yield of("latency_p50", p.p50, p.p50_interval, note="predicted, not measured")
+        yield of("size", p.size, None)
     for c in profile.comparisons:
         of = partial(Figure, runtime=c.runtime, target=c.target, variant=c.variant)
         yield of("speedup", c.speedup, c.speedup_interval)

@@ -14,6 +14,7 @@ from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 
 class Target(Section):
@@ -26,6 +27,15 @@ class Target(Section):
     runtimes: list[Name] = Field(["onnxruntime", "openvino"], min_length=1)
     threads: int = Field(1, ge=1, le=1024, description="Inference threads.")
     precision: Precision = Field("f32", description="What the runtime must execute.")
+    cost_model: FileName | None = Field(
+        None,
+        description="Of `edgekd targets calibrate`, a file in a targets folder; null: NAME.cost.json.",
+    )
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the device is not attached, so that only a cost model speaks for it."""
+        return self.transport == "predicted"
 
 
 def _check(path: Path, target: Target, lines: Lines) -> None:

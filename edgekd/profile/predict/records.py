@@ -49,6 +49,7 @@ class Calibration(Record):
     """A cost model's file: what was measured on a device, with which versions and settings.
 
     The model itself is fitted again whenever this is read: the same file gives the same model.
+    `scores`, by runtime, are the errors on networks that a fit did not see, see `model.py`.
     """
 
     edgekd_cost_model: Literal[1] = 1
@@ -59,6 +60,7 @@ class Calibration(Record):
     device: dict[str, Any] = Field(max_length=16)
     rooflines: dict[str, Peaks] = Field(max_length=8)
     measured: Text
+    scores: dict[str, tuple[Annotated[float, Field(ge=0, lt=1e6)], ...]] = Field({}, max_length=8)
     observations: tuple[Observation, ...] = Field(min_length=1, max_length=5000)
 
     def write(self, path: Path) -> None:
