@@ -24,12 +24,12 @@ from edgekd.profile.transport import TRANSPORTS
 from edgekd.progress import Progress
 
 # Long enough for a median on a quiet machine; a busy one needs longer.
-_PLAN: dict[str, Any] = {
+PLAN: dict[str, Any] = {
     "batch_size": 1, "throughput_batch_size": 1, "phases": ["latency"], "interval": 0.03,
     "min_seconds": 0.3, "max_seconds": 1.5,
 }  # fmt: skip
 # How often a network is measured at most when others disturb it, and from which ratio on they do.
-_TURNS, _DISTURBED = 4, 1.04
+TURNS, _DISTURBED = 4, 1.04
 _IDENTITY = ("cpu_model", "architecture", "isa", "usable_cores", "memory_bytes")
 
 
@@ -53,7 +53,7 @@ def calibrate(
     identity = sha256_json([target.model_dump(mode="json"), _versions(target), runner_name()])[:16]
     folder = cache / f"{target.name}-{identity}"
     said: dict[int, dict[str, Any]] = {}
-    for turn in range(_TURNS):
+    for turn in range(TURNS):
         again = [i for i in range(size) if i not in said or _disturbed(said[i], turn)]
         name = f"calibrate {target.name}" + (f", disturbed ones again ({turn})" if turn else "")
         with progress.task(name, len(again)) as task:
@@ -131,7 +131,7 @@ def measure(target: Target, files: Files, *, operators: bool) -> dict[str, Any]:
         folder = Path(name)
         example = np.random.default_rng(0).standard_normal((1, *files.shape), np.float32)
         np.save(folder / "inputs.npy", example)
-        plan = {"models": models, "inputs": str(folder / "inputs.npy"), **_PLAN, "operators": operators}
+        plan = {"models": models, "inputs": str(folder / "inputs.npy"), **PLAN, "operators": operators}
         TRANSPORTS.get(target.transport)().measure(target, plan, folder, lambda event: None)
         result = read_json(folder / "result.json")
         with np.load(folder / "samples.npz", allow_pickle=False) as samples:

@@ -97,6 +97,5 @@ def vector(step: Step, peaks: Peaks, precision: str) -> np.ndarray:
 
 
 def family(step: Step) -> str:
-    """Operators that run the same code: the type and the implementation, whatever the precision."""
-    kernel = step.kernel.rpartition("_")[0] if "_" in step.kernel else step.kernel
-    return f"{step.type} {kernel}".strip()
+    """Operators that run the same code: the type and the implementation, such as "Conv nchwc"."""
+    return f"{step.type} {step.kernel}".strip()

@@ -93,7 +93,7 @@ class RuntimeModel:
     def predict(self, steps: Sequence[Step]) -> Estimate:
         """Of one inference that executes these operators."""
         base, seconds, deviation = self._posterior(steps)
-        new = np.array([step.type not in self._types for step in steps])
+        new = np.array([family(step) not in self._families for step in steps])
         unsure = float(base[new].sum())
         width = math.exp(self.factor * deviation)
         low = seconds / width - unsure * (1 - 1 / _UNKNOWN)
@@ -102,7 +102,7 @@ class RuntimeModel:
             seconds,
             (max(low, 0.01 * seconds), high),
             tuple((base * seconds / base.sum()).tolist()),
-            tuple(dict.fromkeys(s.type for s, is_new in zip(steps, new, strict=True) if is_new)),
+            tuple(dict.fromkeys(family(s) for s, is_new in zip(steps, new, strict=True) if is_new)),
         )
 
     def score(self, observation: Observation) -> float:
