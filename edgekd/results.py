@@ -350,6 +350,31 @@ class Comparison(Record):
     compression: float
 
 
+class Prediction(Record):
+    """One file in one runtime on a target that is not attached: nothing here was measured.
+
+    `p50` is the median latency at batch size 1, `interval` holds 95 % of models like those of the
+    calibration. `unknown` are operator types that the cost model has not seen; `calibrated` is when
+    and on which CPU it was measured.
+    """
+
+    role: Role
+    format: str
+    variant: Variant = "f32"
+    runtime: str
+    runtime_version: str
+    target: str
+    path: str
+    precision: str
+    threads: int
+    provenance: Literal["predicted"] = "predicted"
+    p50: float
+    p50_interval: Interval
+    size: int
+    unknown: tuple[str, ...]
+    calibrated: str
+
+
 class ProfileReport(Record):
     """`profile/profile.json`; `environment` maps a target to what its device said of itself."""
 
@@ -357,6 +382,7 @@ class ProfileReport(Record):
     comparisons: tuple[Comparison, ...]
     environment: dict[str, dict[str, object]]
     warnings: tuple[str, ...]
+    predictions: tuple[Prediction, ...] = ()
 
 
 class Check(Record):

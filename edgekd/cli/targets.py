@@ -102,3 +102,32 @@ def probe(where: str, output: Path | None, force: bool) -> None:
     found = probed(target, known=where in known).model_copy(update={"name": path.stem})
     write_text(path, f"# By `edgekd targets probe` from the live device.\n{as_yaml(found)}")
     click.echo(f"{path}: {found.description}")
+
+
+@command.command("calibrate")
+@click.argument("name")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="The cost model's file. Default: targets/NAME.cost.json.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="No progress.")
+def calibrate_(name: str, out: Path | None, quiet: bool) -> None:
+    """Measure a suite of networks on the target NAME for `edgekd predict`.
+
+    It takes some minutes; what was interrupted goes on where it was. The device should do nothing else.
+    """
+    from edgekd.profile.predict.calibrate import calibrate, default_cache
+    from edgekd.profile.predict.model import scored
+    from edgekd.profile.targets import TARGETS, find
+    from edgekd.progress import default_progress
+
+    target = find(name, Path.cwd(), where="edgekd targets")
+    out = out or Path(TARGETS.folder) / f"{name}.cost.json"
+    found = scored(calibrate(target, cache=default_cache(), progress=default_progress(quiet)))
+    found.write(out)
+    click.echo(f"{len(found.observations)} measurements in {out}")
+    click.echo(
+        "to predict while the device is not attached, write a target with `transport: predicted` and "
+        f"`cost_model: {out.name}`"
+    )

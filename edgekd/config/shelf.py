@@ -34,7 +34,7 @@ class Shelf(Generic[S]):
 
     def find(self, name: str, base: Path, *, where: str | None = None) -> S:
         """The entry called `name`. Raises UsageError naming the known ones, or what is wrong in it."""
-        for folder in self._folders(base):
+        for folder in self.folders(base):
             path = folder / f"{name}.yaml"
             if "/" not in name and path.is_file():
                 return self.read(path)
@@ -59,7 +59,7 @@ class Shelf(Generic[S]):
             self.check(path, entry, lines)
         return entry
 
-    def _folders(self, base: Path) -> list[Path]:
+    def folders(self, base: Path) -> list[Path]:
         """Nearest first: beside the configuration, in the current folder, shipped with edgekd."""
         return [
             base / self.folder, Path(self.folder), *(root / self.folder for root in _SHIPPED)
@@ -68,7 +68,7 @@ class Shelf(Generic[S]):
     def files(self, base: Path) -> list[Path]:
         """The file of every entry, by name; a user's own hides a shipped one of the same name."""
         found: dict[str, Path] = {}
-        for folder in self._folders(base):
+        for folder in self.folders(base):
             for path in sorted(folder.glob("*.yaml")):
                 found.setdefault(path.stem, path)
         return [found[name] for name in sorted(found)]

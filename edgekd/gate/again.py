@@ -55,6 +55,7 @@ def _open(report: GateReport, targets: set[str]) -> list[Place]:
         and check.metric in _TIMED
         and check.value is not None
         and check.target in targets
+        and check.provenance != "predicted"
     )
     return list(dict.fromkeys(places))
 

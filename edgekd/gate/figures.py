@@ -103,6 +103,14 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         yield of("size", m.size, None)
         if m.energy is not None:
             yield timed("energy", m.energy.value, m.energy.interval)
+    for p in profile.predictions:
+        if p.role != "student":
+            continue
+        of = partial(
+            Figure, runtime=p.runtime, target=p.target, variant=p.variant, provenance=p.provenance
+        )
+        yield of("latency_p50", p.p50, p.p50_interval, note="predicted, not measured")
+        yield of("size", p.size, None)
     provenance = {m.target: m.provenance for m in profile.measurements}
     for c in profile.comparisons:
         of = partial(

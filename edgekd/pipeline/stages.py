@@ -166,13 +166,19 @@ def _verify(config: Config, base: Path) -> dict[str, Any]:
 def _profile(config: Config, base: Path) -> dict[str, Any]:
     from edgekd.profile.targets import find
 
-    targets = [find(name, base) for name in config.profile.targets]
+    found = [find(name, base) for name in config.profile.targets]
+    targets = [target.model_dump(mode="json") for target in found]
+    for target, part in zip(found, targets, strict=True):
+        if target.predicted:
+            from edgekd.profile.predict.forecast import cost_model_path
+
+            part["cost_model"] = sha256_file(cost_model_path(target, base))
     # Numbers of one machine say nothing about another that the folder was copied to. Another
     # device is known by its descriptor; it may be off when the key is made.
-    here = any(target.transport == "local" for target in targets)
+    here = any(target.transport == "local" for target in found)
     return {
         "profile": config.profile.model_dump(mode="json"),
-        "targets": [target.model_dump(mode="json") for target in targets],
+        "targets": targets,
         "machine": [platform.node(), platform.machine(), platform.release()] if here else None,
         "data": data_part(config, base),
     }

@@ -16,14 +16,19 @@ def run(context: Context) -> None:
     """Write `profile.json`, `samples.npz` with every sample, and `operators.json` if asked for."""
     settings, dataset = context.config.profile, context.dataset
     most = max(settings.batch_size, settings.throughput_batch_size)
+    targets = [find(name, context.base) for name in settings.targets]
     report, samples, operators = profile(
         context.run.files,
-        [find(name, context.base) for name in settings.targets],
+        [target for target in targets if not target.predicted],
         settings,
         dataset.tensor(dataset.test[:most]).numpy(),
         root=context.run.path,
         progress=context.progress,
     )
+    if any(target.predicted for target in targets):
+        from edgekd.profile.predict.forecast import with_predictions
+
+        report = with_predictions(report, context.run, targets, settings, context.base)
     for warning in (*report.warnings, *(operators.notes if operators else ())):
         context.progress.say(f"  note: {warning}")
     if operators is not None:

@@ -16,6 +16,7 @@ from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 # Host and user may end up in a command line of the user's own ssh configuration (ProxyCommand %h %r).
 Host = Annotated[str, Field(pattern=r"^[A-Za-z0-9_:][A-Za-z0-9_.:%-]{0,252}$")]
@@ -187,6 +188,10 @@ class Target(Section):
     adb: Adb | None = Field(None, description="For transport adb.")
     ssh: Ssh | None = Field(None, description="Where, for transport: ssh.")
     browser: Browser | None = Field(None, description="The page, for transport: browser.")
+    cost_model: FileName | None = Field(
+        None,
+        description="Of `edgekd targets calibrate`, a file in a targets folder; null: NAME.cost.json.",
+    )
 
     @field_validator("memory")
     @classmethod
@@ -194,6 +199,11 @@ class Target(Section):
         if value is not None:
             units.parse(value, "bytes")
         return value
+
+    @property
+    def predicted(self) -> bool:
+        """Whether the device is not attached, so that only a cost model speaks for it."""
+        return self.transport == "predicted"
 
 
 def _check(path: Path, target: Target, lines: Lines) -> None:

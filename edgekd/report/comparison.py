@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from edgekd.results import (
     Latency,
     Measurement,
     Parity,
+    Prediction,
     Role,
     Variant,
 )
@@ -111,7 +112,7 @@ class Place:
         on = f"{name} on {self.target}" if self.target else name
         return on if self.variant == "f32" else f"{on}, {self.variant} student"
 
-    def shows(self, record: ExportedFile | Parity | Measurement) -> bool:
+    def shows(self, record: ExportedFile | Parity | Measurement | Prediction) -> bool:
         """Whether a record of this runtime and format belongs here."""
         return record.role == "teacher" or record.variant == self.variant
 
@@ -177,6 +178,8 @@ def _places(contents: Contents) -> list[Place]:
     for m in contents.profile.measurements if contents.profile else ():
         places[Place(m.target, m.runtime, m.format, m.variant)] = None
     measured = {(place.runtime, place.format, place.variant) for place in places}
+    for x in contents.profile.predictions if contents.profile else ():
+        places[Place(x.target, x.runtime, x.format, x.variant)] = None
     for p in contents.verify.files if contents.verify else ():
         if (p.runtime, p.format, p.variant) not in measured:
             places[Place(None, p.runtime, p.format, p.variant)] = None
@@ -203,14 +206,21 @@ def _deployed(contents: Contents, place: Place) -> Group:
         for file in contents.files
         if file.format == place.format and place.shows(file)
     }
+    predicted = {
+        x.role: x
+        for x in (contents.profile.predictions if contents.profile else ())
+        if (x.target, x.runtime, x.format) == place.where and place.shows(x)
+    }
     rows: list[Row] = []
     if parity:
         rows.append(_accuracy_row("test accuracy", {r: p.accuracy for r, p in parity.items()}))
     if measured:
         rows += _measured(measured, _comparison(contents, place))
+    elif predicted:
+        rows += _predicted(predicted)
     elif sizes:
         rows.append(_row("file size", sizes, "size"))
-    detail = _detail(measured, parity, place.format)
+    detail = _detail(measured or predicted, parity, place.format)
     return Group(place.title, detail, tuple(rows), place.target, place.runtime, place.variant)
 
 
@@ -285,6 +295,14 @@ def _bytes(counts: dict[Role, int | None]) -> dict[Role, Value]:
     return {role: Value(count, "bytes") for role, count in counts.items() if count is not None}
 
 
+def _predicted(predicted: dict[Role, Prediction]) -> Iterator[Row]:
+    """Nothing but the median can be said of a device that is not attached."""
+    note = next(f"predicted, not measured: {x.calibrated}" for x in predicted.values())
+    values = {role: Value(x.p50, "time", x.p50_interval) for role, x in predicted.items()}
+    yield _row("latency p50, predicted", values, "speed", None, note)
+    yield _row("file size", {r: Value(x.size, "bytes") for r, x in predicted.items()}, "size")
+
+
 def _quantile(latency: Latency, name: str) -> Value:
     return Value(getattr(latency, name), "time", getattr(latency, f"{name}_interval"))
 
@@ -304,7 +322,9 @@ def _unsettled(measured: dict[Role, Measurement]) -> str:
     return "; ".join(notes)
 
 
-def _detail(measured: dict[Role, Measurement], parity: dict[Role, Parity], format: str) -> str:
+def _detail(
+    measured: Mapping[Role, Measurement | Prediction], parity: dict[Role, Parity], format: str
+) -> str:
     if not measured:
         verified = _distinct(_computes(p) for p in parity.values())
         return " · ".join([format, *(verified or ["not verified yet"])])
@@ -315,13 +335,18 @@ def _detail(measured: dict[Role, Measurement], parity: dict[Role, Parity], forma
             format,
             " / ".join(_distinct(_computes(m) for m in values)),
             " / ".join(_distinct(_threads(m.threads) for m in values)),
-            " / ".join(_distinct(f"batch {m.latency.batch_size}" for m in values)),
+            " / ".join(_distinct(f"batch {_batch_size(m)}" for m in values)),
             " / ".join(_distinct(m.provenance for m in values)),
         )
     )
 
 
-def _computes(m: Measurement | Parity) -> str:
+def _batch_size(m: Measurement | Prediction) -> int:
+    """Predictions are of single inferences."""
+    return m.latency.batch_size if isinstance(m, Measurement) else 1
+
+
+def _computes(m: Measurement | Prediction | Parity) -> str:
     """int8 for a quantized file, whatever its float layers run in."""
     return m.precision if m.variant == "f32" else m.variant
 

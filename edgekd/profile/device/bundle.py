@@ -286,7 +286,7 @@ def _packed(samples: dict[str, np.ndarray]) -> dict[str, Any]:
 
     packed = {}
     for name, seconds in samples.items():
-        if name.endswith(("/rounds", "/launches")):
+        if name.endswith(("/rounds", "/launches", "/cpu")):
             continue
         rounds, launches = samples[f"{name}/rounds"], samples[f"{name}/launches"]
         first_calls = np.unique(rounds, return_index=True)[1]

@@ -80,6 +80,7 @@ class _Phase:
     steady: bool
     waited: float | None
     joules: float | None
+    cpu: np.ndarray
 
     @property
     def p50(self) -> float:
@@ -311,6 +312,7 @@ def _samples(name: str, phases: list[_Phase]) -> dict[str, np.ndarray]:
         f"{name}/rounds": np.concatenate(
             [phase.rounds + start for phase, start in zip(phases, rounds)]
         ).astype(np.int32),
+        f"{name}/cpu": np.concatenate([phase.cpu for phase in phases]),
         f"{name}/launches": np.repeat(np.arange(len(phases), dtype=np.int32), counts),
     }
 
@@ -355,6 +357,7 @@ def _rounds(
     spent = [0.0 for _ in workers]
     for worker in workers:
         worker.waited = worker.joules = 0.0
+        worker.cpu = []
     while True:
         turn = len(blocks[0]) % len(workers)
         for position in [*range(turn, len(workers)), *range(turn)]:
@@ -388,6 +391,7 @@ def _rounds(
             bool(settled and not drifts(values, plan["interval"])),
             worker.waited,
             worker.joules,
+            np.array(worker.cpu),
         )
         for worker, mine, values, (warmup, settled), done in zip(
             workers, blocks, medians, warm, narrow
@@ -433,7 +437,8 @@ def drifts(medians: np.ndarray, interval: float) -> bool:
 class _Worker:
     """The near end of a worker process.
 
-    `waited` is how long its blocks had to wait for a core, `joules` what the processor spent in them.
+    `waited` is how long its blocks had to wait for a core, `joules` what the processor spent in them,
+    `cpu` the CPU seconds of one call by block.
     """
 
     def __init__(
@@ -453,6 +458,7 @@ class _Worker:
         self.joules: float | None = 0.0
         self._process, self._log = process, log
         self._confinement, self._memory = confinement, memory
+        self.cpu: list[float] = []
 
     def ask(self, **request: Any) -> dict[str, Any]:
         """Send a request and wait for its answer. Raises MeasureError."""
@@ -485,6 +491,7 @@ class _Worker:
         spent = energy.joules(before, energy.counters())
         self.joules = None if spent is None or self.joules is None else self.joules + spent
         self.waited += answer["waited"] or 0.0
+        self.cpu.append(answer["cpu"])
         return np.frombuffer(base64.b64decode(answer["samples"]), "<i8") / 1e9
 
     def _end(self) -> str:
