@@ -144,7 +144,9 @@ def table(rows: list[Row], calibration: Calibration, spent: float, load: list[fl
     for runtime in (*FORMATS, "both"):
         mine = [row for row in rows if runtime in ("both", row.runtime)]
         errors = np.array([abs(row.error) for row in mine])
-        shares = " | ".join(share(int((errors <= limit).sum()), len(mine)) for limit in (0.05, 0.1, 0.2))
+        shares = " | ".join(
+            share(int((errors <= limit).sum()), len(mine)) for limit in (0.05, 0.1, 0.2)
+        )
         widths = [math.sqrt(row.interval[1] / row.interval[0]) - 1 for row in mine]
         lines.append(
             f"| {runtime} | {len(mine)} | {shares} | {np.median(errors):.1%} | {errors.mean():.1%} | "
@@ -152,7 +154,10 @@ def table(rows: list[Row], calibration: Calibration, spent: float, load: list[fl
             f"{sum(row.disturbed for row in mine)} |"
         )
     lines += ["", "Every network, the worst first (d: disturbed, !: outside its interval):", ""]
-    lines += ["| network | runtime | measured | predicted | interval | error | |", "|---|---|---|---|---|---|---|"]
+    lines += [
+        "| network | runtime | measured | predicted | interval | error | |",
+        "|---|---|---|---|---|---|---|",
+    ]
     for row in sorted(rows, key=lambda row: -abs(math.log1p(row.error))):
         low, high = (format_quantity(bound, "time") for bound in row.interval)
         marks = ("d" if row.disturbed else "") + ("" if row.covered else "!")

@@ -11,7 +11,13 @@ from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.models.resolve import build
 from edgekd.results import InputSpec, ModelCard
 
-GRAY, SMALL, COLOUR, MIDDLE, LARGE = (1, 28, 28), (3, 32, 32), (3, 64, 64), (3, 96, 96), (3, 224, 224)
+GRAY, SMALL, COLOUR, MIDDLE, LARGE = (
+    (1, 28, 28),
+    (3, 32, 32),
+    (3, 64, 64),
+    (3, 96, 96),
+    (3, 224, 224),
+)
 NETWORKS = [
     ("mlp", {"hidden": [64]}, GRAY),
     ("mlp", {"hidden": [256, 128, 64]}, GRAY),
@@ -66,7 +72,9 @@ NETWORKS = [
 
 def title(name: str, args: dict[str, object], shape: tuple[int, ...]) -> str:
     """For tables and file names."""
-    words = [f"{key}{'-'.join(map(str, v)) if isinstance(v, list) else v}" for key, v in args.items()]
+    words = [
+        f"{key}{'-'.join(map(str, v)) if isinstance(v, list) else v}" for key, v in args.items()
+    ]
     return " ".join([name, *words, f"{shape[0]}x{shape[1]}"]).replace(" ", "_")
 
 

@@ -120,4 +120,6 @@ def _print(found: dict[str, Any], top: int) -> None:
     operators = sorted(found["operators"], key=lambda o: -o["seconds"])
     for operator in operators[:top]:
         share = operator["seconds"] / found["latency_p50"]
-        click.echo(f"  {time(operator['seconds']):>9} {share:6.1%}  {operator['type']}  {operator['name']}")
+        click.echo(
+            f"  {time(operator['seconds']):>9} {share:6.1%}  {operator['type']}  {operator['name']}"
+        )

@@ -42,9 +42,7 @@ class Files:
     paths: dict[str, Path]
 
 
-def calibrate(
-    target: Target, *, cache: Path, progress: Progress, size: int = SIZE
-) -> Calibration:
+def calibrate(target: Target, *, cache: Path, progress: Progress, size: int = SIZE) -> Calibration:
     """Measure the first `size` networks of the suite on `target`.
 
     Every measured network is kept in `cache` at once, for the same device and versions only: what
@@ -61,7 +59,9 @@ def calibrate(
                 said[index] = _kept(target, index, folder / f"{index:03d}.json", turn)
                 task.advance(network=said[index]["observations"][0]["network"])
     last = said[size - 1]
-    observations = [Observation.model_validate(o) for told in said.values() for o in told["observations"]]
+    observations = [
+        Observation.model_validate(o) for told in said.values() for o in told["observations"]
+    ]
     return Calibration(
         target=target.name,
         threads=target.threads,
@@ -104,7 +104,9 @@ def calmer(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     ]
     kept["disturbed"] = [
         a and b and abs(math.log(first["seconds"] / second["seconds"])) > 0.02
-        for a, b, (first, second) in zip(before["disturbed"], after["disturbed"], pairs, strict=True)
+        for a, b, (first, second) in zip(
+            before["disturbed"], after["disturbed"], pairs, strict=True
+        )
     ]
     return kept
 
@@ -131,7 +133,12 @@ def measure(target: Target, files: Files, *, operators: bool) -> dict[str, Any]:
         folder = Path(name)
         example = np.random.default_rng(0).standard_normal((1, *files.shape), np.float32)
         np.save(folder / "inputs.npy", example)
-        plan = {"models": models, "inputs": str(folder / "inputs.npy"), **PLAN, "operators": operators}
+        plan = {
+            "models": models,
+            "inputs": str(folder / "inputs.npy"),
+            **PLAN,
+            "operators": operators,
+        }
         TRANSPORTS.get(target.transport)().measure(target, plan, folder, lambda event: None)
         result = read_json(folder / "result.json")
         with np.load(folder / "samples.npz", allow_pickle=False) as samples:
@@ -157,9 +164,7 @@ def _said(
                 Path(model["path"]), runtime, (1, *files.shape),
                 threads=target.threads, precision=target.precision,
             )  # fmt: skip
-            seconds = {
-                (o["name"], o["type"]): o["seconds"] for o in told.get("operators", ())
-            }
+            seconds = {(o["name"], o["type"]): o["seconds"] for o in told.get("operators", ())}
             seconds_quiet, doubtful = quiet_seconds(
                 samples[f"{id}/latency"],
                 samples[f"{id}/latency/rounds"],

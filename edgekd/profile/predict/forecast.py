@@ -52,9 +52,7 @@ def forecast(
     """
     model = _fitted(calibration, _checked(calibration, target, runtime, where))
     shape = input_shape(path, runtime, 1)
-    steps = executed_steps(
-        path, runtime, shape, threads=target.threads, precision=target.precision
-    )
+    steps = executed_steps(path, runtime, shape, threads=target.threads, precision=target.precision)
     return Forecast(steps, model.predict(steps))
 
 

@@ -76,7 +76,8 @@ class _Builder:
         import onnx
 
         self.now = f"{type.lower()}_{len(self._nodes)}"
-        node = onnx.helper.make_node(type, list(inputs), [self.now], name=f"node_{self.now}", **attributes)  # fmt: skip
+        name = f"node_{self.now}"
+        node = onnx.helper.make_node(type, list(inputs), [self.now], name=name, **attributes)
         self._nodes.append(node)
         return self.now
 
@@ -189,9 +190,7 @@ class _Builder:
         self.linear(3 * d)
         self.op("Reshape", self.now, self.constant(np.array([-1, tokens, 3, heads, d // heads])))
         stacked = self.op("Transpose", self.now, perm=[2, 0, 3, 1, 4])
-        q, k, v = (
-            self.op("Gather", stacked, self.constant(np.array(i)), axis=0) for i in range(3)
-        )
+        q, k, v = (self.op("Gather", stacked, self.constant(np.array(i)), axis=0) for i in range(3))
         turned = self.op("Transpose", k, perm=[0, 1, 3, 2])
         root = self.constant(np.float32((d // heads) ** -0.25))
         self.op("MatMul", self.op("Mul", q, root), self.op("Mul", turned, root))
@@ -337,7 +336,11 @@ def _inverted(b: _Builder) -> None:
 
     def block(stride: int) -> None:
         x, before = b.now, b.shape
-        c = before[0] if stride == 1 and b.pick(True, False) else _channels(b, 8, 8 + _widest(b) // 2)
+        c = (
+            before[0]
+            if stride == 1 and b.pick(True, False)
+            else _channels(b, 8, 8 + _widest(b) // 2)
+        )
         wide = before[0] * b.pick(1, 2, 3, 4, 6, 6)
         if wide != before[0]:
             b.conv(wide, 1, act=act)
@@ -375,7 +378,9 @@ def _shuffled(b: _Builder) -> None:
         c = groups * 4 * max(2, round(_channels(b, 16, 16 + 2 * _widest(b)) / groups / 4))
         if stride == 1 and before[0] % (4 * groups) == 0:
             c = before[0]
-        b.conv(c // 4 // groups * groups, 1, 1, groups if before[0] % groups == 0 else 1, act="relu")
+        b.conv(
+            c // 4 // groups * groups, 1, 1, groups if before[0] % groups == 0 else 1, act="relu"
+        )
         b.shuffle(groups)
         b.conv(b.shape[0], 3, stride, b.shape[0])
         b.conv(c, 1, 1, groups)
