@@ -367,3 +367,11 @@ def test_batches_are_not_predicted(here, exported):
     empty = ProfileReport(measurements=(), comparisons=(), environment={}, warnings=())
     with pytest.raises(UsageError, match=r"profile\.batch_size"):
         forecasting.with_predictions(empty, None, [], Profile(batch_size=8), here)
+
+
+def test_an_operator_without_inputs_has_features():
+    from edgekd.profile.predict.features import matrix
+
+    step = Step(name="x", type="Reshape", weights=((1, 40, 1, 1),), outputs=((40,), (1, 40)))
+    nothing = Step(name="y", type="Strange", outputs=((1, 4),))
+    assert np.isfinite(matrix([step, nothing], PEAKS, "f32")).all()
