@@ -102,7 +102,9 @@ def _vector(step: Step, peaks: Peaks, precision: str, held: float) -> np.ndarray
         w.window, w.stride, w.groups, w.flops / max(1.0, traffic), held + 1,
         w.roof(peaks, precision) + _BYTES * w.weights / peaks.bandwidth,
     )  # fmt: skip
-    filled = [size / (max(1, math.ceil(size / b)) * b) for size in (w.inner, w.outer) for b in _BLOCKS]
+    filled = [
+        size / (max(1, math.ceil(size / b)) * b) for size in (w.inner, w.outer) for b in _BLOCKS
+    ]
     return np.array(
         [
             *(math.log(max(size, 1e-12)) for size in sizes),
