@@ -132,8 +132,10 @@ def test_operations_agree_with_the_count_on_paper(tmp_path):
 
 def test_what_the_profiler_costs_is_not_in_the_shares():
     made = [observation(name, steps, profiler=3e-6) for name, steps in networks(12)]
-    for o, share in zip(made, shares(made), strict=True):
-        assert share.sum() == pytest.approx(o.seconds)
+    parts, call = shares(made)
+    assert call == pytest.approx(4e-6, abs=2e-6)
+    for o, share in zip(made, parts, strict=True):
+        assert share.sum() + call == pytest.approx(o.seconds)
         truth = [true_seconds(step) for step in o.steps]
         assert share == pytest.approx(truth, rel=0.3, abs=1.5e-6)
 
@@ -365,3 +367,11 @@ def test_batches_are_not_predicted(here, exported):
     empty = ProfileReport(measurements=(), comparisons=(), environment={}, warnings=())
     with pytest.raises(UsageError, match=r"profile\.batch_size"):
         forecasting.with_predictions(empty, None, [], Profile(batch_size=8), here)
+
+
+def test_an_operator_without_inputs_has_features():
+    from edgekd.profile.predict.features import matrix
+
+    step = Step(name="x", type="Reshape", weights=((1, 40, 1, 1),), outputs=((40,), (1, 40)))
+    nothing = Step(name="y", type="Strange", outputs=((1, 4),))
+    assert np.isfinite(matrix([step, nothing], PEAKS, "f32")).all()

@@ -76,7 +76,7 @@ def calibrate(target: Target, *, cache: Path, progress: Progress, size: int = SI
 
 def _kept(target: Target, index: int, path: Path, turn: int) -> dict[str, Any]:
     """What was said of a network, measured unless that was done in this turn or a later one."""
-    before = read_json(path) if path.is_file() else None
+    before: dict[str, Any] | None = read_json(path) if path.is_file() else None
     if before is not None and (before["turns"] > turn or not _disturbed(before, turn)):
         return before
     with tempfile.TemporaryDirectory(prefix="edgekd-suite-") as name:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,16 +82,29 @@ def work(step: Step) -> Work:
     )  # fmt: skip
 
 
-def vector(step: Step, peaks: Peaks, precision: str) -> np.ndarray:
-    """The features as numbers (n,): logarithms of sizes, and how well channels fill vectors."""
+def matrix(steps: Sequence[Step], peaks: Peaks, precision: str) -> np.ndarray:
+    """The features of a network's operators (operators, features); the first is log(roofline seconds).
+
+    Weights that all together do not fit a cache come from farther away in every inference: what the
+    whole network holds is a feature of each operator.
+    """
+    held = _BYTES * sum(work(step).weights for step in steps)
+    return np.stack([_vector(step, peaks, precision, held) for step in steps])
+
+
+def _vector(step: Step, peaks: Peaks, precision: str, held: float) -> np.ndarray:
+    """Logarithms of sizes, and how well channels fill vectors."""
     w = work(step)
     roof = w.roof(peaks, precision)
     traffic = _BYTES * (w.read + w.weights + w.written)
     sizes = (
         roof, w.flops, traffic, w.read, w.weights, w.written, w.inner, w.outer, w.places, w.width,
-        w.window, w.stride, w.groups, w.flops / max(1.0, traffic),
+        w.window, w.stride, w.groups, w.flops / max(1.0, traffic), held + 1,
+        w.roof(peaks, precision) + _BYTES * w.weights / peaks.bandwidth,
     )  # fmt: skip
-    filled = [size / (math.ceil(size / b) * b) for size in (w.inner, w.outer) for b in _BLOCKS]
+    filled = [
+        size / (max(1, math.ceil(size / b)) * b) for size in (w.inner, w.outer) for b in _BLOCKS
+    ]
     return np.array(
         [
             *(math.log(max(size, 1e-12)) for size in sizes),

@@ -135,7 +135,8 @@ def _openvino(path: Path, shape: Shape, threads: int, precision: str) -> list[St
         kind = info.get("layerType", "Const")
         if kind in ("Const", "Input", "Output"):
             continue
-        inputs, weights = [], []
+        inputs: list[Shape] = []
+        weights: list[Shape] = []
         for port in node.input_values():
             constant = _said(port.get_node()).get("layerType", "Const") == "Const"
             (weights if constant else inputs).append(sizes(port))

@@ -54,7 +54,9 @@ class _Builder:
     def __init__(self, random: np.random.Generator, budget: float) -> None:
         self.random, self.budget = random, budget
         self.flops = 0.0
-        self.now, self.shape, self.input = "input", (0,), (0,)
+        self.now = "input"
+        self.shape: tuple[int, ...] = (0,)
+        self.input: tuple[int, ...] = (0,)
         self._nodes: list[Any] = []
         self._weights: list[Any] = []
 
@@ -76,7 +78,8 @@ class _Builder:
         import onnx
 
         self.now = f"{type.lower()}_{len(self._nodes)}"
-        node = onnx.helper.make_node(type, list(inputs), [self.now], name=f"node_{self.now}", **attributes)  # fmt: skip
+        name = f"node_{self.now}"
+        node = onnx.helper.make_node(type, list(inputs), [self.now], name=name, **attributes)
         self._nodes.append(node)
         return self.now
 
@@ -86,7 +89,7 @@ class _Builder:
         values = scale * self.random.standard_normal(shape, np.float32)
         return self.constant(values.astype(np.float32))
 
-    def constant(self, values: np.ndarray) -> str:
+    def constant(self, values: np.ndarray | np.floating[Any]) -> str:
         import onnx
 
         name = f"weight_{len(self._weights)}"
@@ -239,7 +242,7 @@ class _Builder:
         return model
 
 
-def _channels(b: _Builder, least: int, most: int, multiple: int = 4) -> int:
+def _channels(b: _Builder, least: float, most: float, multiple: int = 4) -> int:
     """Mostly multiples of 8, as networks have, log-uniform."""
     c = math.exp(b.random.uniform(math.log(min(least, most)), math.log(most)))
     multiple = b.pick(multiple, 8, 8, 16, 16, 32)
