@@ -88,7 +88,7 @@ def measured(
     runs = []
     for _ in range(options.repetitions + 1):
         started = time.monotonic()
-        report, samples = profile(
+        report, samples, _ = profile(
             files, [target], settings, example, root=folder, progress=Silent()
         )
         both = {m.role: m for m in report.measurements}

@@ -23,6 +23,7 @@ COMMANDS = {
     "quantize": "Write INT8 versions of the student's files.",
     "verify": "Check that the exported files compute the same function.",
     "profile": "Measure latency, throughput and memory.",
+    "bench": "Measure a run or model files on one target, a phone's browser too.",
     "bundle": "Pack a run for a device that no network reaches.",
     "import": "Bring back what a bundle measured.",
     "gate": "Hold the budgets against the results; the exit code is the verdict.",

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgekd.pipeline.run import Run
+    from edgekd.results import ProfileReport
 
 # In a pipe or a log there is no width to fit.
 _WIDTH_OF_A_LOG = 120
@@ -39,3 +40,12 @@ def print_summary(run: Run) -> None:
         click.echo(f"report: {report}")
     else:
         click.echo(f"{report} is older than these figures: `edgekd report {run.path}` renews it")
+
+
+def print_profile(profile: ProfileReport) -> None:
+    """Print what was measured, and what of it is in doubt."""
+    from edgekd.report.summary import measured_table
+
+    console().print(measured_table(profile))
+    for warning in profile.warnings:
+        click.echo(f"note: {warning}")

@@ -232,6 +232,12 @@ class Verify(Section):
     int8_tolerance: Positive = Field(
         0.25, description="The same for INT8 files, whose accuracy is what counts."
     )
+    examples: int = Field(
+        12,
+        ge=0,
+        le=64,
+        description="Test samples that teacher and student disagree on, kept for the report; 0: none.",
+    )
 
 
 class Profile(Section):
@@ -272,7 +278,7 @@ class Profile(Section):
 Metric = Literal[
     "accuracy", "accuracy_drop", "class_recall", "agreement",
     "latency_p50", "latency_p90", "latency_p95", "latency_p99",
-    "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "parity_error",
+    "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "energy", "parity_error",
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
@@ -289,6 +295,7 @@ DIMENSIONS: dict[str, Dimension] = {
     "latency_p99": "time",
     "speedup": "ratio",
     "throughput": "rate",
+    "energy": "energy",
     "memory": "bytes",
     "memory_ratio": "ratio",
     "size": "bytes",
@@ -315,6 +322,7 @@ _RANGES: dict[Dimension, tuple[float, float]] = {
     "share": (0, 1),
     "ratio": (0, math.inf),
     "rate": (0, math.inf),
+    "energy": (0, math.inf),
     "number": (0, math.inf),
 }
 
@@ -437,4 +445,9 @@ class Config(Section):
         min_length=1,
         description="SQLite file that every gate adds its figures to, for `edgekd history`; it starts "
         "at the configuration file. null: keep none.",
+    )
+    license: str | None = Field(
+        None,
+        max_length=200,
+        description="Licence of the student, for its model card: an SPDX expression or a name.",
     )

@@ -14,6 +14,7 @@ from edgekd.gate.figures import Figure, measured
 from edgekd.pipeline.stages import Context
 from edgekd.profile.measure import profile
 from edgekd.profile.targets import find
+from edgekd.profile.transport import by_hand
 from edgekd.results import GateReport, ProfileReport
 
 _TIMED = {
@@ -31,8 +32,11 @@ def settle(context: Context, found: list[Figure]) -> tuple[GateReport, list[Figu
     """
     gate = context.config.gate
     report = check_budgets(gate, found)
+    unattended = {
+        name for name in context.config.profile.targets if not by_hand(find(name, context.base))
+    }
     seconds, left = 4 * context.config.profile.min_seconds, gate.max_seconds
-    while (open_ := _open(report)) and left > 0:
+    while (open_ := _open(report, unattended)) and left > 0:
         started = time.monotonic()
         for place in open_:
             found = _replaced(found, place, _measure(context, place, min(seconds, left)))
@@ -42,12 +46,15 @@ def settle(context: Context, found: list[Figure]) -> tuple[GateReport, list[Figu
     return report, found
 
 
-def _open(report: GateReport) -> list[Place]:
-    """Where an undecided budget needs more samples of time."""
+def _open(report: GateReport, targets: set[str]) -> list[Place]:
+    """Where, of these targets, an undecided budget needs more samples of time."""
     places = (
         (check.target or "", check.runtime, check.variant)
         for check in report.checks
-        if check.verdict == "inconclusive" and check.metric in _TIMED
+        if check.verdict == "inconclusive"
+        and check.metric in _TIMED
+        and check.value is not None
+        and check.target in targets
     )
     return list(dict.fromkeys(places))
 

@@ -24,13 +24,14 @@ from edgekd.statistics import clopper_pearson, paired_difference, wilson
 class Figure:
     """A value of one metric, in base units; exact figures (sizes, errors) have no interval.
 
+    Without a value it could not be measured there, and a budget on it is undecided.
     `noisy` latencies and throughputs are of a machine that was disturbed: no worse in truth.
     `label` is the class that it is of, `note` what a reader should know of it; `again` ones the gate
     measured itself, after the profile.
     """
 
     metric: str
-    value: float
+    value: float | None
     interval: Interval | None
     runtime: str
     target: str | None = None
@@ -92,13 +93,16 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         )
         timed = partial(of, noisy=bool(m.noise))
         yield timed("latency_p50", m.latency.p50, m.latency.p50_interval)
-        yield timed("latency_p90", m.latency.p90, m.latency.p90_interval)
-        if m.latency.p95 is not None:
+        if m.latency.kind == "call":
+            yield timed("latency_p90", m.latency.p90, m.latency.p90_interval)
+            yield timed("latency_p99", m.latency.p99, m.latency.p99_interval)
+        if m.latency.kind == "call" and m.latency.p95 is not None:
             yield timed("latency_p95", m.latency.p95, m.latency.p95_interval)
-        yield timed("latency_p99", m.latency.p99, m.latency.p99_interval)
         yield timed("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)
+        if m.energy is not None:
+            yield timed("energy", m.energy.value, m.energy.interval)
     provenance = {m.target: m.provenance for m in profile.measurements}
     for c in profile.comparisons:
         of = partial(

@@ -146,16 +146,28 @@ def _write_manifest(
 ) -> None:
     from edgekd.pipeline.environment import environment
 
+    resolved = config.model_dump(mode="json")
     run.write_manifest(
         Manifest(
             edgekd=edgekd.__version__,
-            command=command or shlex.join(["edgekd", *sys.argv[1:]]),
+            command=_whole_command(run, resolved)
+            or command
+            or shlex.join(["edgekd", *sys.argv[1:]]),
             base=str(base),
-            config=config.model_dump(mode="json"),
+            config=resolved,
             environment=environment(),
             stages=stages,
         )
     )
+
+
+def _whole_command(run: Run, config: dict[str, Any]) -> str | None:
+    """The command of a finished run that only renews some of it: that reproduces all of it."""
+    if not (run.path / "run.json").exists():
+        return None
+    manifest = run.manifest
+    whole = manifest.config == config and "report" in manifest.stages
+    return manifest.command if whole else None
 
 
 def resolve_folder(config: Config, out: Path | None) -> Path:

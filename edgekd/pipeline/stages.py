@@ -246,7 +246,7 @@ LINE: tuple[Stage, ...] = (
     Stage("quantize", 1, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
-        3,
+        4,
         _verify,
         (*_MODELS, *_FILES),
         "verify",
@@ -255,7 +255,7 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
     Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 5, _report, ("*/*",), ""),
+    Stage("report", 6, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

@@ -40,7 +40,12 @@ Count = Annotated[int, Field(ge=0, lt=2**40)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Plain = Text | bool | int | float | None
 Plains = Annotated[list[Plain], Field(max_length=100)]
-Described = Plain | Plains | Annotated[dict[Text, Plain | dict[Text, Plain]], Field(max_length=100)]
+Entries = Annotated[dict[Text, Plain | Plains], Field(max_length=100)]
+Described = (
+    Plain
+    | Annotated[list[Plain | Entries], Field(max_length=1000)]
+    | Annotated[dict[Text, Plain | Plains | Entries], Field(max_length=100)]
+)
 
 
 class Manifest(_Strict):
@@ -77,11 +82,29 @@ class Phase(_Strict):
     steady: bool
 
 
+Starts = Annotated[list[Annotated[float, Field(ge=0)]], Field(max_length=1000)]
+
+
+class Cold(_Strict):
+    """Seconds of the steps to the first answer, one value per launch."""
+
+    runtime_seconds: Starts
+    load: Starts
+    compile: Annotated[list[float | None], Field(max_length=1000)]
+    first: Starts
+
+
 class Figures(_Strict):
     """What was measured of one model besides the samples (see `device/measure.py`)."""
 
     load: Seconds
     first: Seconds
+    launches: Annotated[int, Field(ge=1, le=1000)]
+    cold: Cold
+    noise: Annotated[list[Text], Field(max_length=20)]
+    energy: Annotated[list[Annotated[float, Field(ge=0)] | None], Field(max_length=1000)]
+    python_rss: Bytes | None
+    private_dirty: Annotated[int, Field(gt=-(2**50), lt=2**50)] | None
     version: Text
     precision: Literal["f32", "f16", "bf16"]
     baseline_rss: Bytes
@@ -92,10 +115,11 @@ class Figures(_Strict):
 
 
 class Samples(_Strict):
-    """Every call's nanoseconds as base64 of little-endian int64, and how many each round had."""
+    """Every call's nanoseconds as base64 of little-endian int64; calls per round, rounds per launch."""
 
     nanoseconds: str
     rounds: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    launches: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -105,6 +129,8 @@ class Samples(_Strict):
             raise ValueError("nanoseconds should be base64 of int64") from None
         if len(values) != sum(self.rounds):
             raise ValueError(f"{len(values)} samples in rounds of {sum(self.rounds)}")
+        if len(self.rounds) != sum(self.launches):
+            raise ValueError(f"{len(self.rounds)} rounds in launches of {sum(self.launches)}")
         if values.min() <= 0 or values.max() > _MOST_NANOSECONDS:
             raise ValueError("nanoseconds should be positive, and less than 11 days")
         return self
@@ -310,5 +336,7 @@ def unpack(result: Result, folder: Path) -> None:
         arrays[name] = samples.values() / 1e9
         rounds = np.arange(len(samples.rounds), dtype=np.int32)
         arrays[f"{name}/rounds"] = np.repeat(rounds, samples.rounds)
+        launches = np.repeat(np.arange(len(samples.launches), dtype=np.int32), samples.launches)
+        arrays[f"{name}/launches"] = np.repeat(launches, samples.rounds)
     with (folder / "samples.npz").open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

@@ -43,10 +43,10 @@ def pack(plan: dict[str, Any]) -> Parcel:
     files: dict[str, Path] = {}
 
     def add(path: str, parts: list[str]) -> str:
-        hashes = {Path(part).name: sha256_file(Path(part)) for part in parts}
-        folder = PurePosixPath("files", sha256_json(hashes)[:32])
-        files.update({str(folder / Path(part).name): Path(part) for part in parts})
-        return str(folder / Path(path).name)
+        here = [Path(part) for part in parts]
+        there = content_path(here)
+        files.update(zip(there, here, strict=True))
+        return str(PurePosixPath(there[0]).parent / Path(path).name)
 
     models = [{**model, "path": add(model["path"], model["parts"])} for model in plan["models"]]
     for model in models:
@@ -54,6 +54,13 @@ def pack(plan: dict[str, Any]) -> Parcel:
     inputs = add(plan["inputs"], [plan["inputs"]])
     sent = {key: value for key, value in plan.items() if key != "root"}
     return Parcel({**sent, "models": models, "inputs": inputs}, files)
+
+
+def content_path(files: list[Path]) -> list[str]:
+    """Paths in a folder that is named by the SHA-256 of all the files' names and contents."""
+    hashes = {path.name: sha256_file(path) for path in files}
+    folder = PurePosixPath("files", sha256_json(hashes)[:32])
+    return [str(folder / path.name) for path in files]
 
 
 @cache

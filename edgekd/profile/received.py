@@ -8,42 +8,63 @@ import math
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from edgekd.errors import StageError
+from edgekd.results import SampleKind
 
 MAX_RESULT, MAX_SAMPLES = 4 << 20, 256 << 20
 # What json, zipfile, zlib and numpy raise for bytes that are not what they should be.
 _MALFORMED = (ValueError, KeyError, RuntimeError, OSError, EOFError, zipfile.BadZipFile, zlib.error)
 _PHASES = ("latency", "throughput")
+_BATCH_SIZES = {"latency": "batch_size", "throughput": "throughput_batch_size"}
+_MOST_SECONDS = 86_400
 
 
-class _Phase(BaseModel):
+Seconds = Annotated[float, Field(ge=0, lt=86_400)]
+Bytes = Annotated[int, Field(ge=0, lt=1 << 50)]
+
+
+class _Strict(BaseModel):
+    """What is relied on; more may be there."""
+
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+
+class _Phase(_Strict):
     batch_size: int = Field(ge=1)
     warmup: int = Field(ge=0)
     conclusive: bool
     steady: bool
+    kind: SampleKind = "call"
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+class _Model(_Strict):
     version: str
     precision: str
-    load: float = Field(ge=0)
-    first: float = Field(ge=0)
-    baseline_rss: int = Field(ge=0)
-    peak_rss: int = Field(ge=0)
+    load: Seconds
+    first: Seconds
+    baseline_rss: Bytes
+    peak_rss: Bytes
 
 
-class _Result(BaseModel):
-    """What is relied on; more may be there."""
+class _TooLarge(_Strict):
+    """A model that the device's limits leave no memory for."""
 
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-    models: dict[str, _Model]
+    model_config = ConfigDict(extra="forbid")
+    error: str
+
+
+def _measured_or_too_large(value: Any) -> Any:
+    kind = _TooLarge if isinstance(value, dict) and "error" in value else _Model
+    return kind.model_validate(value)
+
+
+class _Result(_Strict):
+    models: dict[str, Annotated[Any, AfterValidator(_measured_or_too_large)]]
     environment: dict[str, Any]
     warnings: list[str] = Field(max_length=100)
 
@@ -58,7 +79,7 @@ def keep(plan: dict[str, Any], result: bytes, samples: bytes, folder: Path, *, w
             raise ValueError("they are too large")
         value = clean(json.loads(result, parse_constant=_no_number))
         _check_result(plan, value)
-        _check_samples(plan, samples)
+        _check_samples(plan, samples, _answered(value))
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"result.json: {'.'.join(map(str, first['loc']))}: {first['msg']}"
@@ -99,12 +120,19 @@ def _check_result(plan: dict[str, Any], value: Any) -> None:
     expected = {model["id"] for model in plan["models"]}
     if set(found.models) != expected:
         raise ValueError(f"they are about {sorted(found.models)}, not {sorted(expected)}")
-    for name in expected:
+    for name in _answered(value):
         for phase in plan.get("phases", _PHASES):
-            _Phase.model_validate(value["models"][name].get(phase))
+            about = _Phase.model_validate(value["models"][name].get(phase))
+            if about.batch_size != plan.get(_BATCH_SIZES.get(phase, ""), about.batch_size):
+                raise ValueError(f"{name}: {phase} was measured at batch {about.batch_size}")
 
 
-def _check_samples(plan: dict[str, Any], samples: bytes) -> None:
+def _answered(value: Any) -> list[str]:
+    """The models that were measured, rather than too large."""
+    return [name for name, model in value["models"].items() if "error" not in model]
+
+
+def _check_samples(plan: dict[str, Any], samples: bytes, models: list[str]) -> None:
     with zipfile.ZipFile(io.BytesIO(samples)) as archive:
         if sum(entry.file_size for entry in archive.infolist()) > MAX_SAMPLES:
             raise ValueError("samples.npz is too large")
@@ -112,9 +140,9 @@ def _check_samples(plan: dict[str, Any], samples: bytes) -> None:
             with archive.open(entry) as file:
                 _check_header(file, entry)
     with np.load(io.BytesIO(samples), allow_pickle=False) as arrays:
-        for model in plan["models"]:
+        for model in models:
             for phase in plan.get("phases", _PHASES):
-                _check_times(arrays, f"{model['id']}/{phase}")
+                _check_times(arrays, f"{model}/{phase}")
 
 
 def _check_header(file: Any, entry: zipfile.ZipInfo) -> None:
@@ -135,7 +163,14 @@ def _check_times(arrays: Any, key: str) -> None:
     whole = times.ndim == rounds.ndim == 1 and len(times) == len(rounds) > 0
     if not whole or times.dtype != np.float64 or rounds.dtype.kind != "i":
         raise ValueError(f"{key}: should be float64 seconds and the round of each")
-    if not (np.isfinite(times).all() and (times > 0).all()):
-        raise ValueError(f"{key}: times should be positive")
-    if rounds[0] != 0 or not np.isin(np.diff(rounds), (0, 1)).all():
-        raise ValueError(f"{key}: rounds should count up from 0")
+    if not (np.isfinite(times).all() and (times > 0).all() and (times < _MOST_SECONDS).all()):
+        raise ValueError(f"{key}: times should be positive, and less than a day")
+    for name in (f"{key}/rounds", f"{key}/launches"):
+        if name in arrays:
+            _check_counts(arrays[name], len(times), name)
+
+
+def _check_counts(values: np.ndarray, calls: int, name: str) -> None:
+    whole = values.ndim == 1 and len(values) == calls and values.dtype.kind == "i"
+    if not whole or values[0] != 0 or not np.isin(np.diff(values), (0, 1)).all():
+        raise ValueError(f"{name}: should count up from 0, one for each call")

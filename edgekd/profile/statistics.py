@@ -17,7 +17,7 @@ from functools import partial
 import numpy as np
 
 from edgekd.profile.device.intervals import launches_interval, quantile_ranks
-from edgekd.results import Interval, Latency, Scenario
+from edgekd.results import Interval, Latency, SampleKind, Scenario
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 _RESAMPLES, _BINS = 1000, 4096
@@ -46,7 +46,13 @@ class Samples:
 
 
 def summarise(
-    samples: Samples, *, batch_size: int, steady: bool, key: str, seed: int = 0
+    samples: Samples,
+    *,
+    batch_size: int,
+    steady: bool,
+    key: str,
+    kind: SampleKind = "call",
+    seed: int = 0,
 ) -> Latency:
     """p50, p90, p95, p99 and mean with 95 % intervals; `key` says where the samples are kept.
 
@@ -80,6 +86,7 @@ def summarise(
         mean_interval=(min(mean, around[0]), max(mean, around[1])),
         steady=steady,
         samples=key,
+        kind=kind,
     )
 
 
@@ -113,7 +120,8 @@ def scenarios(
     procedure is loadgen's, but in blocks by turns and for less than its 600 seconds (24,576 samples).
     """
     found = []
-    queries = {"SingleStream": (1, 0.9, latency_samples if latency.batch_size == 1 else None),
+    single = latency.batch_size == 1 and latency.kind == "call"
+    queries = {"SingleStream": (1, 0.9, latency_samples if single else None),
                "MultiStream": (8, 0.99, multistream)}  # fmt: skip
     for name, (size, q, samples) in queries.items():
         estimate = None if samples is None else early_stopping(samples.seconds, q)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from edgekd.config import units
 from edgekd.config.load import Lines
-from edgekd.config.schema import Precision, Section
+from edgekd.config.schema import Positive, Precision, Section
 from edgekd.config.shelf import Shelf
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
@@ -97,6 +98,75 @@ class Limits(Section):
         return {"cpus": self.cpus, "cpu_quota": self.cpu_quota, "memory": memory}
 
 
+def _address(value: str) -> str:
+    try:
+        return str(ip_address(value))
+    except ValueError:
+        raise ValueError(f"{value!r} should be an IP address, such as 127.0.0.1") from None
+
+
+class Browser(Section):
+    """Where the page for `transport: browser` is served."""
+
+    host: Annotated[str, AfterValidator(_address)] = Field(
+        "127.0.0.1", description="An address of this machine; 0.0.0.0: all of them."
+    )
+    port: int = Field(0, ge=0, le=65_535, description="0: any that is free.")
+    wait_seconds: Positive = Field(600.0, description="How long to wait for somebody to open it.")
+    certificate: str | None = Field(None, description="PEM file for https, with its key.")
+    key: str | None = None
+    open: bool = Field(False, description="Open it in this machine's browser.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Browser:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("give both certificate and key, or neither")
+        return self
+
+
+class Adb(Section):
+    """How an Android device is reached and what runs there: Python, or a native tool."""
+
+    serial: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$",
+        description="As `adb devices` shows it; without it the only attached device.",
+    )
+    folder: str = Field(
+        "/data/local/tmp/edgekd",
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="Where edgekd keeps its files on the device.",
+    )
+    python: str | None = Field(
+        None,
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="Python 3 on the device with numpy and the runtime, executable by adb's shell.",
+    )
+    runner: Literal["onnxruntime_perf_test", "benchmark_app"] | None = Field(
+        None, description="A runtime's own benchmark tool, for devices without Python."
+    )
+    runner_path: str | None = Field(
+        None,
+        pattern=r"^/[^\x00-\x1f\x7f]{1,511}$",
+        description="The runner on the device; its libraries are found beside it.",
+    )
+    runner_files: list[str] = Field(
+        [], description="Or the runner and its libraries here, to be sent; the program first."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_run(self) -> Adb:
+        if (self.python is None) == (self.runner is None):
+            raise ValueError("give either python (its path on the device) or runner")
+        if (self.runner is None) != (self.runner_path is None and not self.runner_files):
+            raise ValueError("runner goes with runner_path (on the device) or runner_files (here)")
+        if self.runner_path is not None and self.runner_files:
+            raise ValueError("give runner_path or runner_files, not both")
+        if ".." in self.folder.split("/"):
+            raise ValueError("folder must not contain '..'")
+        return self
+
+
 class Target(Section):
     """A device and how models are measured on it."""
 
@@ -114,7 +184,9 @@ class Target(Section):
     cores: int | None = Field(None, ge=1, le=4096, description="For `edgekd targets check`.")
     memory: str | None = Field(None, description='"4 GiB"; for `edgekd targets check`.')
     limits: Limits | None = Field(None, description="A smaller device, emulated on this one.")
+    adb: Adb | None = Field(None, description="For transport adb.")
     ssh: Ssh | None = Field(None, description="Where, for transport: ssh.")
+    browser: Browser | None = Field(None, description="The page, for transport: browser.")
 
     @field_validator("memory")
     @classmethod
@@ -125,8 +197,7 @@ class Target(Section):
 
 
 def _check(path: Path, target: Target, lines: Lines) -> None:
-    from edgekd.profile.device.runtimes import RUNTIMES
-    from edgekd.profile.transport import TRANSPORTS
+    from edgekd.profile.transport import TRANSPORTS, formats
 
     def refuse(key: str, text: str) -> None:
         raise UsageError(f"{key}: {text}", where=f"{path}:{lines.get((key,), 1)}")
@@ -138,9 +209,23 @@ def _check(path: Path, target: Target, lines: Lines) -> None:
         refuse("transport", "ssh needs the key `ssh`, such as `ssh: {host: my-device}`")
     if target.transport != "ssh" and target.ssh is not None:
         refuse("ssh", f"is for transport: ssh, not {target.transport}")
+    if target.transport != "browser" and target.browser is not None:
+        refuse("browser", f"is for transport: browser, not {target.transport}")
+    if target.transport == "browser" and target.limits is not None:
+        refuse("limits", "a browser cannot be held to limits")
+    runtimes = formats(target.transport)
     for runtime in target.runtimes:
-        if runtime not in RUNTIMES:
-            refuse("runtimes", f"unknown runtime {runtime!r}{suggestion(runtime, RUNTIMES)}")
+        if runtime not in runtimes:
+            known = suggestion(runtime, runtimes)
+            refuse("runtimes", f"transport {target.transport} has no runtime {runtime!r}{known}")
+    if (target.transport == "adb") != (target.adb is not None):
+        refuse("transport" if target.adb is None else "adb", "transport: adb goes with adb: {…}")
+    if target.adb is not None and target.adb.runner is not None:
+        from edgekd.profile.native.tool import TOOLS
+
+        known = TOOLS.get(target.adb.runner).runtime
+        if target.runtimes != [known]:
+            refuse("runtimes", f"{target.adb.runner} runs {known}: write runtimes: [{known}]")
 
 
 TARGETS = Shelf("target", "targets", "profile.targets", Target, _check)

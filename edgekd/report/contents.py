@@ -110,6 +110,14 @@ def read(run: Run) -> Contents:
     )
 
 
+def contents_of(profile: ProfileReport) -> Contents:
+    """A profile alone, which no run holds."""
+    from edgekd.pipeline.run import Manifest
+
+    manifest = Manifest(edgekd="", command="", base="", config={}, environment={})
+    return Contents(manifest, {}, None, None, None, profile, None)
+
+
 def latency_samples(run: Run) -> dict[str, np.ndarray]:
     """Seconds per call of every measurement, by `Latency.samples`; empty when they were not kept.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from edgekd.report.classes import answers, changes
 from edgekd.report.comparison import groups
 from edgekd.report.contents import Contents, read
 from edgekd.results import Record
@@ -33,6 +34,10 @@ def document(run: Run) -> dict[str, Any]:
         "environment": manifest.environment,
         "missing": list(contents.missing),
         "comparison": [asdict(group) for group in groups(contents)],
+        "classes": [
+            asdict(changes(given, contents.models["student"].card.classes))
+            for given in answers(contents, run)
+        ],
         "results": {
             "teacher": _model(contents, "teacher"),
             "student": _model(contents, "student"),

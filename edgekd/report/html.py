@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from typing import TYPE_CHECKING
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
 from edgekd.config.units import format_quantity
-from edgekd.report import checks, operators, plots
+from edgekd.report import checks, classes, operators, plots
+from edgekd.report.classes import Answers, Changes
 from edgekd.report.comparison import (
     Group,
     Place,
@@ -20,11 +19,12 @@ from edgekd.report.comparison import (
     figure_text,
     groups,
     interval_text,
-    points_text,
 )
 from edgekd.report.contents import ROLES, Contents, latency_samples, read
+from edgekd.report.examples import Example, examples
+from edgekd.report.page import page
 from edgekd.report.plots import Plot
-from edgekd.results import Accuracy, Epoch, History, Measurement, Parity, Role
+from edgekd.results import Epoch, History, Measurement, Parity, Role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from edgekd.pipeline.run import Run
 
 # Longer tables stay in report.json: they would make the page heavy and nobody reads them to the end.
-_MOST_CLASSES_PLOTTED = 20
-_MOST_CLASSES_LISTED = 200
 _MOST_EPOCHS_LISTED = 60
 _MOST_PLACES_PLOTTED = 12
 
@@ -62,17 +60,10 @@ def render(run: Run) -> str:
     finished stage is missing or was edited.
     """
     contents = read(run)
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    template = environment.from_string(_resource("report.html.j2"))
     compared = groups(contents)
-    return template.render(
-        style=Markup(_resource("style.css")),
+    answers = classes.answers(contents, run)
+    return page(
+        "report.html.j2",
         manifest=contents.manifest,
         name=contents.manifest.config.get("name", "run"),
         models={role: trained.card for role, trained in contents.models.items()},
@@ -88,7 +79,9 @@ def render(run: Run) -> str:
         distributions=tuple(_distributions(contents, run)),
         profiled=contents.profile is not None,
         operators=operators.section(contents),
-        per_class=_per_class(contents),
+        per_class=classes.accuracy_plot(contents),
+        changes=tuple(_changes(contents, answers)),
+        examples=_examples(contents, run, answers),
         training=tuple(_training(contents)),
         given=tuple(role for role, m in contents.models.items() if m.history is None),
         parity=_parity(contents),
@@ -101,8 +94,21 @@ def render(run: Run) -> str:
     )
 
 
-def _resource(name: str) -> str:
-    return resources.files("edgekd.report").joinpath(name).read_text(encoding="utf-8")
+def _changes(
+    contents: Contents, answers: Sequence[Answers]
+) -> Iterator[tuple[Changes, list[Plot]]]:
+    """What every student variant lost, and plots of it."""
+    for position, given in enumerate(answers):
+        found = classes.changes(given, contents.models["student"].card.classes)
+        plotted = list(classes.difference_plots(found, f"changes-{position}"))
+        yield found, plotted
+
+
+def _examples(contents: Contents, run: Run, answers: Sequence[Answers]) -> tuple[Example, ...]:
+    if not answers:
+        return ()
+    card = contents.models["student"].card
+    return examples(run, answers, card.classes, card.input)
 
 
 def _tiles(contents: Contents, compared: list[Group]) -> Iterator[Tile]:
@@ -165,7 +171,7 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
         title = f"Test accuracy against p50 latency on {target}"
         points = [
             plots.Point(
-                m.role, _runs(m), m.latency.p50, m.latency.p50_interval, a.value, a.interval
+                m.role, runs_as(m), m.latency.p50, m.latency.p50_interval, a.value, a.interval
             )
             for m, a in pairs
         ]
@@ -176,7 +182,7 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
             tuple(
                 (
                     m.path,
-                    _runs(m),
+                    runs_as(m),
                     figure_text(m.latency.p50, "time"),
                     interval_text(m.latency.p50_interval, "time"),
                     figure_text(a.value, "share"),
@@ -230,84 +236,9 @@ def _file(record: Measurement | Parity) -> tuple[str, str, str, str]:
     return record.role, record.runtime, record.format, record.variant
 
 
-def _runs(m: Measurement) -> str:
+def runs_as(m: Measurement) -> str:
     """The runtime, and int8 for files that are."""
     return m.runtime if m.variant == "f32" else f"{m.runtime} {m.variant}"
-
-
-def _per_class(contents: Contents) -> Plot | None:
-    """Of the first runtime that ran both files; the others compute the same function."""
-    chosen = _first_pair(contents)
-    if chosen is None:
-        return None
-    classes = contents.models[next(iter(contents.models))].card.classes
-    shares = {role: _shares(parity.accuracy) for role, parity in chosen.items()}
-    rows = [
-        plots.ClassAccuracy(name, teacher, student)
-        for name, teacher, student in zip(
-            classes, shares["teacher"], shares["student"], strict=False
-        )
-    ]
-    if not rows:
-        return None
-    changed = sorted(rows, key=_difference)
-    several = len(rows) > _MOST_CLASSES_PLOTTED
-    plotted = changed[:_MOST_CLASSES_PLOTTED] if several else rows
-    title = f"Test accuracy by class, {chosen['student'].runtime}"
-    notes = []
-    if several:
-        notes.append(f"Plotted: the {len(plotted)} classes of {len(rows)} that lose the most.")
-    if len(rows) > _MOST_CLASSES_LISTED:
-        notes.append(f"Listed: {_MOST_CLASSES_LISTED}; report.json has all.")
-    listed = changed[:_MOST_CLASSES_LISTED] if several else rows
-    totals = {
-        name: total
-        for name, (_, total) in zip(classes, chosen["student"].accuracy.per_class, strict=False)
-    }
-    return Plot(
-        title,
-        Markup(plots.per_class(plotted, name="classes", title=title)),
-        ("class", "samples", "teacher", "student", "difference"),
-        tuple(
-            (
-                c.name,
-                f"{totals[c.name]:,}",
-                _share(c.teacher),
-                _share(c.student),
-                _points(c.teacher, c.student),
-            )
-            for c in listed
-        ),
-        " ".join(notes),
-    )
-
-
-def _first_pair(contents: Contents) -> dict[Role, Parity] | None:
-    if contents.verify is None or not contents.models:
-        return None
-    pairs: dict[tuple[str, str], dict[Role, Parity]] = {}
-    for parity in contents.verify.files:
-        if parity.variant == "f32":
-            pairs.setdefault((parity.runtime, parity.format), {})[parity.role] = parity
-    return next((pair for pair in pairs.values() if len(pair) == len(ROLES)), None)
-
-
-def _shares(accuracy: Accuracy) -> list[float | None]:
-    return [correct / total if total else None for correct, total in accuracy.per_class]
-
-
-def _difference(c: plots.ClassAccuracy) -> float:
-    return 0.0 if c.teacher is None or c.student is None else c.student - c.teacher
-
-
-def _share(value: float | None) -> str:
-    return "–" if value is None else figure_text(value, "share")
-
-
-def _points(teacher: float | None, student: float | None) -> str:
-    if teacher is None or student is None:
-        return "–"
-    return points_text(student - teacher)
 
 
 def _training(contents: Contents) -> Iterator[Plot]:

@@ -14,6 +14,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from markupsafe import Markup
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
@@ -37,6 +38,9 @@ _CSS = {
     "#010207": "var(--third)",
     "#010208": "var(--fourth)",
 }
+# Runs, where several are compared.
+_RUNS = tuple(f"#0102{number:02x}" for number in range(16, 24))
+_CSS |= {colour: f"var(--run-{number})" for number, colour in enumerate(_RUNS)}
 # The two models differ in more than colour: in print and to the colour-blind too.
 _DASH: dict[Role, str | tuple[int, tuple[float, ...]]] = {"teacher": (0, (5, 1.5)), "student": "-"}
 _RUNTIME_MARKERS = "osD^vPX*"
@@ -68,14 +72,18 @@ class Plot:
 
 @dataclass(frozen=True)
 class Point:
-    """One deployed file: p50 in seconds against test accuracy in [0, 1], with 95 % intervals."""
+    """One deployed file: p50 in seconds against test accuracy in [0, 1], with 95 % intervals.
 
-    role: Role
-    runtime: str
+    `series` is a role or a run and gives the colour, `kind` the shape of the mark.
+    """
+
+    series: str
+    kind: str
     latency: float
     latency_interval: Interval
     accuracy: float
     accuracy_interval: Interval
+    hollow: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,11 +137,20 @@ class ClassAccuracy:
     student: float | None
 
 
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two shares under a name, with its 95 % interval."""
+
+    name: str
+    value: float
+    interval: Interval
+
+
 @matplotlib.rc_context(_SETTINGS)
 def pareto(points: Sequence[Point], *, name: str, title: str) -> str:
     """Accuracy against latency with error bars; the line joins what nothing else beats."""
     figure, axes = _figure(440, 320)
-    markers = _markers(points)
+    markers, colours = _markers(points), _colours(points)
     front = _front(points)
     axes.plot(
         [p.latency for p in front], [p.accuracy for p in front],
@@ -145,11 +162,12 @@ def pareto(points: Sequence[Point], *, name: str, title: str) -> str:
             p.accuracy,
             xerr=_reach(p.latency, p.latency_interval),
             yerr=_reach(p.accuracy, p.accuracy_interval),
-            marker=markers[p.runtime],
+            marker=markers[p.kind],
             markersize=8,
-            markeredgecolor=_PAPER,
-            markeredgewidth=0.8,
-            color=_COLOUR[p.role],
+            markerfacecolor=_PAPER if p.hollow else colours[p.series],
+            markeredgecolor=colours[p.series] if p.hollow else _PAPER,
+            markeredgewidth=1.8 if p.hollow else 0.8,
+            color=colours[p.series],
             elinewidth=1.3,
             capsize=3,
             zorder=3,
@@ -160,15 +178,15 @@ def pareto(points: Sequence[Point], *, name: str, title: str) -> str:
     axes.set_ylabel("test accuracy")
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.margins(y=0.12)
-    roles = [
-        Line2D([], [], color=_COLOUR[role], linewidth=6, solid_capstyle="round", label=role)
-        for role in ROLES
+    series = [
+        Line2D([], [], color=colour, linewidth=6, solid_capstyle="round", label=_label(name))
+        for name, colour in colours.items()
     ]
-    runtimes = [
-        Line2D([], [], color=_INK, marker=marker, linestyle="", markersize=7, label=_label(runtime))
-        for runtime, marker in markers.items()
+    kinds = [
+        Line2D([], [], color=_INK, marker=marker, linestyle="", markersize=7, label=_label(kind))
+        for kind, marker in markers.items()
     ]
-    _legend(figure, roles + runtimes)
+    _legend(figure, series + kinds)
     return _svg(figure, name, title)
 
 
@@ -274,6 +292,30 @@ def per_class(classes: Sequence[ClassAccuracy], *, name: str, title: str) -> str
         [], [], color=_COLOUR["student"], marker="o", markersize=6, linestyle="", label="student"
     )
     _legend(figure, [ring, dot])
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def differences(rows: Sequence[Difference], *, name: str, title: str) -> str:
+    """One interval per name around a line at no difference; filled where it misses the line."""
+    figure, axes = _figure(440, 60 + 21 * len(rows))
+    axes.axvline(0, color=_INK, alpha=0.5, linewidth=1)
+    for y, row in enumerate(rows):
+        sure = row.interval[0] > 0 or row.interval[1] < 0
+        axes.errorbar(
+            row.value, y,
+            xerr=_reach(row.value, row.interval), marker="o", markersize=6, elinewidth=1.4,
+            capsize=3, color=_COLOUR["student"], markeredgewidth=1.6,
+            markerfacecolor=_COLOUR["student"] if sure else _PAPER, zorder=3,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [_label(row.name, 22) for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(axis="y", length=0)
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{100 * value:+.4g}".replace("-", "−"))
+    )
+    axes.set_xlabel("points, student less teacher")
     return _svg(figure, name, title)
 
 
@@ -437,11 +479,13 @@ def _style(axes: Axes) -> None:
         label.set_fontsize(11)
 
 
-def _legend(figure: Figure, handles: Sequence[object], columns: int = 4) -> None:
+def _legend(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
+    # As many columns as fit the width, at about 6.5 units a letter.
+    longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=min(len(handles), columns),
+        ncols=max(1, min(len(handles), columns, int(440 / (45 + 6.5 * longest)))),
         frameon=False,
         fontsize=11,
         labelcolor=_INK,
@@ -471,8 +515,16 @@ def _percent(value: float, _: int | None = None) -> str:
 
 
 def _markers(points: Sequence[Point]) -> dict[str, str]:
-    runtimes = dict.fromkeys(p.runtime for p in points)
-    return {r: _RUNTIME_MARKERS[i % len(_RUNTIME_MARKERS)] for i, r in enumerate(runtimes)}
+    kinds = dict.fromkeys(p.kind for p in points)
+    return {k: _RUNTIME_MARKERS[i % len(_RUNTIME_MARKERS)] for i, k in enumerate(kinds)}
+
+
+def _colours(points: Sequence[Point]) -> dict[str, str]:
+    """Of the roles where they are the series, in their order; else one after another."""
+    found = dict.fromkeys(p.series for p in points)
+    if found.keys() <= _COLOUR.keys():
+        return {role: _COLOUR[role] for role in ROLES if role in found}
+    return {series: _RUNS[i % len(_RUNS)] for i, series in enumerate(found)}
 
 
 def _front(points: Sequence[Point]) -> list[Point]:

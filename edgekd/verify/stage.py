@@ -17,6 +17,7 @@ from edgekd.models.role import accuracy
 from edgekd.pipeline.stages import Context
 from edgekd.profile.device.runtimes import RUNTIMES, Session, load
 from edgekd.results import ExportedFile, Parity, Role, VerifyReport
+from edgekd.verify.examples import pick, within
 from edgekd.verify.parity import compare, worst
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ _SINGLE = 32
 
 
 def run(context: Context) -> None:
-    """Write `parity.json`, and `logits.npz` with every file's logits on the test split.
+    """Write `parity.json`, `logits.npz` with every file's logits on the test split, `examples.npz`.
 
+    `examples.npz` has the raw `inputs` of a few samples that teacher and student disagree on, and
+    their `positions` in the test split.
     Raises StageError, after all files were looked at, when one exceeds the tolerance.
     """
     dataset, settings = context.dataset, context.config.verify
@@ -89,6 +92,18 @@ def run(context: Context) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, labels=labels, indices=dataset.test, **logits)  # type: ignore[arg-type]
     write_bytes(context.folder / "logits.npz", buffer.getvalue())
+    _keep_examples(context, labels, logits)
+
+
+def _keep_examples(context: Context, labels: np.ndarray, logits: dict[str, np.ndarray]) -> None:
+    dataset = context.dataset
+    students = [value for name, value in logits.items() if name.rpartition("/")[2] != "teacher"]
+    positions = pick(labels, logits["pytorch/teacher"], students, context.config.verify.examples)
+    positions = within(positions, dataset.inputs[0].nbytes)
+    buffer = io.BytesIO()
+    inputs = dataset.inputs[dataset.test[positions]]
+    np.savez_compressed(buffer, positions=positions, inputs=inputs)
+    write_bytes(context.folder / "examples.npz", buffer.getvalue())
 
 
 def _tolerance(settings: Verify, file: ExportedFile) -> float:

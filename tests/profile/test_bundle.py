@@ -430,6 +430,7 @@ def spoilt(result, **changes):
     return result
 
 
+ONE_CALL = {"samples/*/rounds": [1], "samples/*/launches": [1]}
 HOSTILE_RESULTS = {
     "an empty file": ("", "Invalid JSON"),
     "no JSON": ("result", "Invalid JSON"),
@@ -450,18 +451,20 @@ HOSTILE_RESULTS = {
     "an unknown key inside": ({"models/*/command": "rm"}, "command: Extra inputs"),
     "another format": ({"schema": 2}, "schema: "),
     "a target upwards": ({"manifest/target": "../../x"}, "manifest.target"),
-    "a model upwards": ({"samples": {"../../x": {"nanoseconds": "", "rounds": [1]}}}, "should match pattern"),
+    "a model upwards": ({"samples": {"../../x": {"nanoseconds": "", "rounds": [1], "launches": [1]}}},
+                        "should match pattern"),
     "an id upwards": ({"manifest/id": "../../../x"}, "manifest.id"),
     "samples that are no base64": ({"samples/*/nanoseconds": "é"}, "base64"),
     "samples that are no integers": ({"samples/*/nanoseconds": "AAAA"}, "base64 of int64"),
     "no samples": ({"samples/*/nanoseconds": ""}, "0 samples in rounds of"),
-    "zero seconds": ({"samples/*/nanoseconds": "AAAAAAAAAAA=", "samples/*/rounds": [1]},
+    "zero seconds": ({"samples/*/nanoseconds": "AAAAAAAAAAA=", **ONE_CALL},
                      "should be positive"),
-    "negative seconds": ({"samples/*/nanoseconds": "//////////8=", "samples/*/rounds": [1]},
+    "negative seconds": ({"samples/*/nanoseconds": "//////////8=", **ONE_CALL},
                          "should be positive"),
     "empty rounds": ({"samples/*/rounds": [0]}, "greater than or equal to 1"),
-    "rounds of nobody else": ({"samples/*/nanoseconds": "AQAAAAAAAAA=", "samples/*/rounds": [1]},
+    "rounds of nobody else": ({"samples/*/nanoseconds": "AQAAAAAAAAA=", **ONE_CALL},
                               "not as many rounds"),
+    "launches of nobody else": ({"samples/*/launches": [10**6]}, "rounds in launches of"),
     "a phase without samples": ({"samples": {}}, "samples should be there"),
     "no models": ({"models": {}}, "at least 1"),
     "another precision": ({"models/*/precision": "f16"}, "precision and batch sizes"),

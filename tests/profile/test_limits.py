@@ -14,7 +14,8 @@ from onnx import TensorProto, helper
 
 from edgekd.config.schema import Budget, Gate, Profile
 from edgekd.errors import StageError, UsageError
-from edgekd.gate.budget import check_budgets, measured
+from edgekd.gate.budget import check_budgets
+from edgekd.gate.figures import measured
 from edgekd.gate.outputs import markdown
 from edgekd.profile import transport
 from edgekd.profile.device import limits, measure
@@ -132,10 +133,11 @@ SPIN = (
 )
 
 
-def test_the_cpu_quota_holds_a_process_back_and_the_group_is_removed():
+@pytest.mark.parametrize("quota", [0.25, 0.01])
+def test_the_cpu_quota_holds_a_process_back_and_the_group_is_removed(quota):
     try:
         with (
-            limits.confines({"cpu_quota": 0.25}) as confined,
+            limits.confines({"cpu_quota": quota}) as confined,
             confined.of_a_model() as confinement,
         ):
             (group,) = confinement.groups
@@ -149,6 +151,29 @@ def test_the_cpu_quota_holds_a_process_back_and_the_group_is_removed():
         pytest.skip(str(error))
     assert int(stat["nr_throttled"]) > 0
     assert not Path(group).exists()
+
+
+def test_told_to_end_it_removes_its_group(exported, tmp_path):
+    wanted = plan(exported, tmp_path, cpu_quota=0.5) | {"interval": 1e-9, "max_seconds": 60}
+    (tmp_path / "plan.json").write_text(json.dumps(wanted))
+    arguments = ["-m", "edgekd.profile.device", "measure", tmp_path / "plan.json", tmp_path]
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    first = json.loads(process.stdout.readline())
+    if "error" in first:
+        pytest.skip(first["error"])
+    groups = [
+        group
+        for base in ("cpu", "")
+        for group in (limits._ROOT / base).glob(f"edgekd-{process.pid}-*")
+    ]
+    assert groups
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not any(group.exists() for group in groups)
 
 
 def test_a_quota_that_nobody_lets_us_set_is_an_error_that_says_what_helps(monkeypatch):
@@ -177,7 +202,7 @@ def small(**wanted):
 
 
 def test_a_constrained_profile_is_labelled_emulated_wherever_it_is_shown(exported):
-    report, _ = profile(
+    report, _, _ = profile(
         files(exported), [small(cpus=1)], QUICK, exported.inputs, root=exported.root,
         progress=Silent(),
     )  # fmt: skip
@@ -200,7 +225,7 @@ def glutton_file(glutton, role):
 
 def test_a_teacher_that_does_not_fit_is_left_out_and_said(exported, glutton):
     student = [file for file in files(exported) if file.role == "student"]
-    report, _ = profile(
+    report, _, _ = profile(
         (glutton_file(glutton, "teacher"), *student), [small(memory="512 MiB")], QUICK,
         exported.inputs[:1], root=exported.root, progress=Silent(),
     )  # fmt: skip

@@ -9,7 +9,7 @@ import onnx
 import pytest
 
 from edgekd.profile.costs import read_graph
-from edgekd.profile.device import measure, roofline
+from edgekd.profile.device import limits, measure, roofline
 from edgekd.profile.device.operators import midmean, onnx_nodes
 from edgekd.profile.device.runtimes import RUNTIMES
 from edgekd.profile.device.runtimes.onnxruntime import _PRODUCTS
@@ -174,7 +174,8 @@ def test_what_cannot_be_profiled_is_a_note_and_the_rest_stands(exported, tmp_pat
     here = plan(exported, tmp_path, **broken)
     models = [model for model in here["models"] if "student" in model["id"]]
     events = []
-    result = measure._anatomy({**here, "models": models}, events.append)
+    with limits.confines(None) as confined:
+        result = measure._anatomy(models, here, confined, events.append)
     assert [event["models"] for event in events] == [[model["id"]] for model in models]
     found = report(exported, result)
     (note,) = [note for note in found.notes if "student" in note]

@@ -151,3 +151,23 @@ def test_nothing_that_a_terminal_would_obey_is_shown(tmp_path):
     assert not {"\\u001b", "\\u0007", "\\u202e"} & {text[i : i + 6] for i in range(len(text))}
     assert clean({"a": [1, None, "b\nc"]}) == {"a": [1, None, "b c"]}
     assert len(printable("x" * 10_000)) == 500
+
+
+def test_a_model_that_was_too_large_has_no_samples(tmp_path):
+    models = {"a": model(), "b": {"error": "needs more than 64 MiB"}}
+    only_a = {key: value for key, value in arrays().items() if key.startswith("a/")}
+    accept(tmp_path, result(models=models), archive(only_a))
+    assert "needs more" in (tmp_path / "result.json").read_text()
+
+
+def test_another_batch_size_than_asked_for_is_refused(tmp_path):
+    answer = json.dumps(result()).encode()
+    with pytest.raises(StageError, match="measured at batch 1"):
+        keep({**PLAN, "batch_size": 8}, answer, archive(arrays()), tmp_path, where="target x")
+
+
+@pytest.mark.parametrize("launches", [[0, 0], [1, 1, 1], [0, 2, 2], [0.0, 0.0, 1.0]])
+def test_launches_must_count_up_one_for_each_call(tmp_path, launches):
+    samples = archive(arrays(**{"a/latency/launches": np.array(launches)}))
+    with pytest.raises(StageError, match="should count up from 0"):
+        accept(tmp_path, samples=samples)

@@ -77,12 +77,21 @@ def latency(samples, key, batch):
     )  # fmt: skip
 
 
+def answers(labels, model):
+    """Logits that are right as often as `model` per class; the mistakes are the class's last samples."""
+    given = labels.copy()
+    for label, (correct, total) in enumerate(model.per_class):
+        given[np.flatnonzero(labels == label)[correct:total]] = (label + 3) % 10
+    return np.eye(10, dtype=np.float32)[given] * 5
+
+
 class Builder:
     """Writes a run folder stage by stage; attributes may be changed before `build`."""
 
     def __init__(self, path):
         self.path = path
         self.classes = DIGITS
+        self.shape = (1, 8, 8)
         self.targets = ["local"]
         self.budgets = True
         self.command = "edgekd compress --example digits"
@@ -139,7 +148,7 @@ class Builder:
         folder = self.path / role
         ModelCard(
             role=role, model=self.model[role], args={}, classes=self.classes, parameters=parameters,
-            seed=0, input=InputSpec(shape=(1, 8, 8), scale=16, mean=(0.3,), std=(0.38,)),
+            seed=0, input=InputSpec(shape=self.shape, scale=16, mean=(0.3,), std=(0.38,)),
         ).write(folder / "model.json")  # fmt: skip
         TrainingReport(validation=accuracy([12] * 10, [13] * 10), test=test).write(
             folder / "metrics.json"
@@ -193,6 +202,24 @@ class Builder:
                 for runtime, format in FORMATS.items() for role in ("teacher", "student")
             ),
         ).write(self.path / "verify/parity.json")  # fmt: skip
+        labels = np.repeat(np.arange(10), TOTAL)
+        logits = {
+            f"{runtime}/{role}": answers(labels, model)
+            for runtime in FORMATS for role, model in (("teacher", TEACHER), ("student", STUDENT))
+        }  # fmt: skip
+        positions = np.array([54, 55, 162, 163, 164, 107])
+        self._npz("verify/logits.npz", labels=labels, indices=np.arange(540) + 1000, **logits)
+        self._npz("verify/examples.npz", positions=positions, inputs=self.inputs(positions))
+
+    def _npz(self, path, **arrays):
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(self.path / path, buffer.getvalue())
+
+    def inputs(self, positions):
+        """Raw values of some test samples, of the shape that the cards say."""
+        random = np.random.default_rng(3)
+        return random.integers(0, 17, (len(positions), *self.shape)).astype(np.uint8)
 
     def _profile(self, run):
         random = np.random.default_rng(0)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,8 @@ def main(arguments: list[str]) -> int:
     from .measure import MeasureError, measure
 
     _, plan, folder = arguments
+    # Told to end, it leaves no worker and no control group behind.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         measure(json.loads(Path(plan).read_text()), Path(folder), _say)
     except MeasureError as error:

@@ -279,17 +279,23 @@ def _measured(
 
 
 def _packed(samples: dict[str, np.ndarray]) -> dict[str, Any]:
-    """By model and phase: base64 of every call's nanoseconds (int64), and how many each round had."""
+    """By model and phase: base64 of every call's nanoseconds (int64), how many calls each round had,
+    and how many rounds each launch.
+    """
     import numpy as np
 
     packed = {}
     for name, seconds in samples.items():
-        if name.endswith("/rounds"):
+        if name.endswith(("/rounds", "/launches")):
             continue
-        nanoseconds = np.round(seconds * 1e9).astype("<i8").tobytes()
+        rounds, launches = samples[f"{name}/rounds"], samples[f"{name}/launches"]
+        first_calls = np.unique(rounds, return_index=True)[1]
         packed[name] = {
-            "nanoseconds": base64.b64encode(nanoseconds).decode(),
-            "rounds": np.bincount(samples[f"{name}/rounds"]).tolist(),
+            "nanoseconds": base64.b64encode(
+                np.round(seconds * 1e9).astype("<i8").tobytes()
+            ).decode(),
+            "rounds": np.bincount(rounds).tolist(),
+            "launches": np.bincount(launches[first_calls]).tolist(),
         }
     return packed
 

@@ -22,7 +22,8 @@ from typing import Any
 from .environment import cgroup_cpus, clusters
 
 _ROOT = Path("/sys/fs/cgroup")
-_PERIOD_US = 10_000
+# Short, so that it shows in short calls too; the kernel takes no less than 1 ms of CPU time per period.
+_PERIOD_US, _LEAST_US = 10_000, 1000
 
 
 class LimitError(Exception):
@@ -65,7 +66,7 @@ class Confinement:
         if self.memory_group is None:
             return False
         events = (self.memory_group / "memory.events").read_text().split()
-        return int(dict(zip(events[::2], events[1::2], strict=True)).get("oom_kill", 0)) > 0
+        return int(dict(zip(events[::2], events[1::2])).get("oom_kill", 0)) > 0
 
 
 def enter(groups: list[str], data: int | None) -> None:
@@ -126,7 +127,8 @@ def _limit_cpu(
     stack: contextlib.ExitStack, group: Path | None, quota: float
 ) -> tuple[Path | None, str]:
     """The group that models have to enter, and how they are limited."""
-    used, period = str(round(quota * _PERIOD_US)), str(_PERIOD_US)
+    length = max(_PERIOD_US, round(_LEAST_US / quota))
+    used, period = str(round(quota * length)), str(length)
     if group is not None and (group / "cpu.max").exists():
         (group / "cpu.max").write_text(f"{used} {period}")
         return group, "cgroup v2"

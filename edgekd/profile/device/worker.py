@@ -109,9 +109,9 @@ class _Worker:
         before = clock()
         end = before + int(seconds * 1e9)
         while True:
-            infer()
+            took = infer()
             now = clock()
-            keep(now - before)
+            keep(now - before if took is None else took)
             if now >= end:
                 break
             before = now
@@ -140,11 +140,10 @@ class _Worker:
         }
 
     def operators(
-        self, runtime: str, path: str, inputs: str, threads: int, precision: str,
-        batch_size: int, seconds: float,
-    ) -> dict[str, Any]:  # fmt: skip
+        self, runtime: str, path: str, threads: int, precision: str, batch_size: int, seconds: float
+    ) -> dict[str, Any]:
         """Time every operator of a model in a session that is profiled."""
-        x = _batch(np.load(inputs, allow_pickle=False), batch_size)
+        x = _batch(self.inputs, batch_size)
         return RUNTIMES[runtime].session.operators(path, threads, precision, x, seconds)
 
     def roofline(self, runtime: str, threads: int, precisions: list[str]) -> dict[str, Any]:

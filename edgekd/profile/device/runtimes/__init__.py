@@ -28,8 +28,11 @@ class Session(Protocol):
     def set_inputs(self, x: np.ndarray) -> None:
         """Bind float32 inputs (n, …) for the `infer` calls to come."""
 
-    def infer(self) -> None:
-        """One inference of what is bound, with as little around it as the runtime allows."""
+    def infer(self) -> int | None:
+        """One inference of what is bound, with as little around it as the runtime allows.
+
+        Its nanoseconds where the runtime tells them itself, without what Python adds; else None.
+        """
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """The outputs for `x`, in the model's order."""

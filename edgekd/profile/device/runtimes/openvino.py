@@ -42,9 +42,14 @@ class OpenVino:
         """Hand over a private copy of the inputs, shared with OpenVINO without another one."""
         self._request.set_input_tensor(_private(x))
 
-    def infer(self) -> None:
-        """Infer what is set; outputs stay OpenVINO's, without a copy."""
+    def infer(self) -> int:
+        """Infer what is set; outputs stay OpenVINO's, without a copy.
+
+        The time is the request's own, as in `benchmark_app`: it takes Python 5 µs more to wrap the
+        outputs.
+        """
         self._request.infer(share_outputs=True)
+        return int(self._request.latency * 1e6)
 
     def run(self, x: np.ndarray) -> list[np.ndarray]:
         """The outputs as new arrays."""

@@ -1,0 +1,146 @@
+"""Test samples that teacher and student disagree on, as pictures small enough for the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from markupsafe import Markup
+
+from edgekd.errors import UsageError
+from edgekd.report.classes import Answers
+from edgekd.results import InputSpec
+
+if TYPE_CHECKING:
+    from edgekd.pipeline.run import Run
+
+_MOST_PIXELS = 128  # of a side
+_MOST_VALUES = 160  # of a line
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model says, and its probability of that as text."""
+
+    model: str
+    name: str
+    probability: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """A sample: its position in the data set, a picture of it, its class, and every answer."""
+
+    index: int
+    picture: Markup
+    label: str
+    answers: tuple[Answer, ...]
+    lost: bool
+
+
+def examples(
+    run: Run, found: Sequence[Answers], classes: tuple[str, ...], spec: InputSpec
+) -> tuple[Example, ...]:
+    """The samples that the verify stage kept: what was lost first, then what was won.
+
+    Raises UsageError when `verify/examples.npz` is not what the stage wrote.
+    """
+    path = run.path / "verify/examples.npz"
+    if not found or not path.is_file():
+        return ()
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            positions, inputs = archive["positions"], archive["inputs"]
+        if inputs.shape != (len(positions), *spec.shape) or inputs.dtype.kind not in "uif":
+            raise ValueError(f"{len(positions)} inputs of shape {inputs.shape[1:]}")
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(found[0].labels):
+            raise ValueError("positions outside the test split")
+        if not np.isfinite(inputs).all():
+            raise ValueError("inputs that are not finite")
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(
+            f"not an archive of test samples: {error}",
+            where=str(path),
+            fix="run edgekd verify with --force",
+        ) from None
+    shown = [
+        _example(int(position), raw, found, classes, spec)
+        for position, raw in zip(positions.tolist(), inputs, strict=True)
+    ]
+    return tuple(sorted(shown, key=lambda example: not example.lost))
+
+
+def _example(
+    position: int,
+    raw: np.ndarray,
+    found: Sequence[Answers],
+    classes: tuple[str, ...],
+    spec: InputSpec,
+) -> Example:
+    first = found[0]
+    label = int(first.labels[position])
+    said = [("teacher", first.logits["teacher"][position])]
+    for a in found:
+        name = "student" if a.variant == "f32" else f"{a.variant} student"
+        said.append((name, a.logits["student"][position]))
+    answers = tuple(_answer(model, logits, label, classes) for model, logits in said)
+    text = f"Test sample {int(first.indices[position])}, class {classes[label]}"
+    return Example(
+        int(first.indices[position]),
+        _picture(raw / spec.scale, text),
+        classes[label],
+        answers,
+        answers[0].right,
+    )
+
+
+def _answer(model: str, logits: np.ndarray, label: int, classes: tuple[str, ...]) -> Answer:
+    powers = np.exp(logits.astype(np.float64) - logits.max())
+    chosen = int(logits.argmax())
+    share = powers[chosen] / powers.sum()
+    return Answer(model, classes[chosen], f"{100 * share:.0f} %", chosen == label)
+
+
+def _picture(values: np.ndarray, text: str) -> Markup:
+    """An image of (channels, height, width); a line for anything with one row of values."""
+    if values.ndim == 3 and min(values.shape[1:]) > 1:
+        return _image(values, text)
+    return _line(values.reshape(values.shape[0], -1) if values.ndim > 1 else values[None], text)
+
+
+def _image(values: np.ndarray, text: str) -> Markup:
+    from PIL import Image
+
+    if values.min() < 0 or values.max() > 1:  # centred data: as bright as it goes
+        low, high = float(values.min()), float(values.max())
+        values = (values - low) / max(high - low, 1e-12)
+    if len(values) != 3:
+        values = values.mean(axis=0, keepdims=True)
+    pixels = (values * 255).round().astype(np.uint8).transpose(1, 2, 0)
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    image.thumbnail((_MOST_PIXELS, _MOST_PIXELS))
+    buffer = io.BytesIO()
+    image.save(buffer, "png", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return Markup('<img src="data:image/png;base64,{}" alt="{}">').format(data, text)
+
+
+def _line(channels: np.ndarray, text: str) -> Markup:
+    """The values of every channel in order, from the least of all to the greatest."""
+    low, high = float(channels.min()), float(channels.max())
+    lines = Markup("")
+    for values in channels[:3]:
+        kept = values[np.linspace(0, len(values) - 1, min(len(values), _MOST_VALUES)).astype(int)]
+        heights = 44 - 40 * (kept - low) / max(high - low, 1e-12)
+        across = np.linspace(2, 118, len(kept)) if len(kept) > 1 else np.array([60.0])
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in zip(across, heights, strict=True))
+        lines += Markup('<polyline points="{}"/>').format(points)
+    return Markup(
+        '<svg class="line" viewBox="0 0 120 48" role="img" aria-label="{}">{}</svg>'
+    ).format(text, lines)
