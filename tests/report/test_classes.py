@@ -12,6 +12,7 @@ from edgekd.errors import UsageError
 from edgekd.report.classes import Answers, answers, changes
 from edgekd.report.contents import read
 from edgekd.report.data import document
+from edgekd.report.examples import examples
 from edgekd.report.html import render
 from edgekd.verify.examples import pick, within
 from tests.report.test_html import HOSTILE, page, words
