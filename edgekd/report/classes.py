@@ -164,7 +164,7 @@ def changes(a: Answers, classes: tuple[str, ...]) -> Changes:
     total = len(a.labels)
 
     def count(chosen: np.ndarray | slice) -> list[int]:
-        return np.bincount(a.labels[chosen], minlength=len(classes)).tolist()
+        return [int(n) for n in np.bincount(a.labels[chosen], minlength=len(classes))]
 
     of_each = zip(
         classes,
