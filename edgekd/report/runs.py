@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +15,7 @@ from edgekd.errors import UsageError
 from edgekd.gate.baseline import conditions
 from edgekd.pipeline.run import Run
 from edgekd.report.comparison import Change, Value, Words, change_of, points_text
-from edgekd.report.contents import Contents, read
+from edgekd.report.contents import Contents, arrays, read
 from edgekd.results import ExportedFile, Interval, Measurement, Parity, Role, Variant
 from edgekd.statistics import paired_difference
 
@@ -80,7 +79,7 @@ class Side:
         """Which test samples the file at a place answers rightly."""
         name = place.role if place.variant == "f32" else f"{place.role}-{place.variant}"
         found = _arrays(self.path, "labels", f"{place.runtime}/{name}")
-        if found is None or found[1].ndim != 2 or len(found[0]) != len(found[1]):
+        if found is None or found[1].ndim != 2 or found[0].shape != found[1].shape[:1]:
             return None
         return np.asarray(found[1].argmax(1) == found[0])
 
@@ -268,21 +267,9 @@ def _same_split(first: Side, side: Side) -> bool:
 
 
 def _arrays(path: Path, *names: str) -> list[np.ndarray] | None:
-    """Arrays of `verify/logits.npz`; None when any is not there. Raises UsageError for another file."""
-    file = path / "verify/logits.npz"
-    if not file.is_file():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not set(names) <= set(archive.files):
-                return None
-            return [np.asarray(archive[name]) for name in names]
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"not an archive of the test split's logits: {error}",
-            where=str(file),
-            fix="run edgekd verify with --force",
-        ) from None
+    """Arrays of `verify/logits.npz`; None when any is not there."""
+    found = arrays(path / "verify/logits.npz", names, what="the test split's logits")
+    return [found[name] for name in names] if len(found) == len(names) else None
 
 
 def _settings(sides: Sequence[Side]) -> Iterator[Setting]:

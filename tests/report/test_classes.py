@@ -154,8 +154,27 @@ def test_an_archive_that_is_none_is_one_clear_error(builder, name):
         render(run)
 
 
+@pytest.mark.parametrize("broken", ["classes", "labels", "infinite", "file"])
+def test_logits_of_other_models_are_one_clear_error(builder, broken):
+    run = builder.build("teacher", "distill", "verify")
+    with np.load(run.path / "verify/logits.npz") as archive:
+        logits = dict(archive)
+    match broken:
+        case "classes":
+            logits["onnxruntime/student"] = logits["onnxruntime/student"][:, :9]
+        case "labels":
+            logits["labels"][0] = 10
+        case "infinite":
+            logits["onnxruntime/teacher"][3, 3] = np.inf
+        case "file":
+            del logits["onnxruntime/student"]
+    builder._npz("verify/logits.npz", **logits)
+    with pytest.raises(UsageError, match=r"logits\.npz: is of other models"):
+        render(run)
+
+
 def test_an_archive_of_pickles_is_refused(builder):
-    run = builder.build()
+    run = builder.build("teacher", "distill", "verify")
     np.savez(run.path / "verify/examples.npz", positions=np.array([{}]), inputs=np.array([{}]))
     with pytest.raises(UsageError, match=r"examples\.npz"):
         render(run)
@@ -167,7 +186,7 @@ def test_examples_of_another_split_are_refused(builder, positions):
     builder._npz(
         "verify/examples.npz", positions=np.array(positions), inputs=np.zeros((1, 1, 8, 8))
     )
-    with pytest.raises(UsageError, match="outside the test split"):
+    with pytest.raises(UsageError, match="other inputs"):
         render(run)
 
 
