@@ -6,7 +6,9 @@ import re
 import pytest
 
 from edgekd.errors import UsageError
-from edgekd.report.html import render
+from edgekd.report.contents import read
+from edgekd.report.html import _pareto, render
+from edgekd.statistics import wilson
 from tests.report.conftest import rewrite
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^2$\\frac{1}{2}"
@@ -107,6 +109,24 @@ def test_there_are_the_plots_that_the_issue_asks_for(source):
     ):
         assert words_of_plot in joined
     assert source.count("<svg") >= 6
+
+
+def test_a_file_whose_accuracy_only_the_device_knows_is_in_the_plot_with_its_interval(builder):
+    run = builder.build()
+
+    def only_there(value):
+        value["measurements"][3]["runtime"] = "onnxruntime-web"
+        value["measurements"][3]["device_parity"] = {
+            "samples": 50, "max_error": 1e-6, "agreement": 1, "accuracy": 0.9, "accuracy_here": 0.9,
+            "tolerance": 1e-4,
+        }  # fmt: skip
+
+    rewrite(run, "profile", "profile/profile.json", only_there)
+    low, high = wilson(45, 50)
+    rows = [row for plot in _pareto(read(run)) for row in plot.rows]
+    assert len(rows) == 4
+    assert rows[3][1] == "onnxruntime-web"
+    assert rows[3][4:] == ("90.00 %", f"{low * 100:.2f}–{high * 100:.2f} %")
 
 
 def test_colours_of_plots_follow_the_page(source):
