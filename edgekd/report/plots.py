@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import unicodedata
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from edgekd.config.units import format_quantity
 from edgekd.report.contents import ROLES
+from edgekd.report.text import one_line
 from edgekd.results import History, Interval, Role
 
 # Stand-ins that become CSS once the SVG is written, so that one plot serves light, dark and print.
@@ -501,22 +501,10 @@ def _kept(history: History) -> int | None:
 
 def _label(text: str, length: int = 24) -> str:
     """A name as a plot can show it: one line, no control characters, not too long."""
-    plain = "".join(
-        " " if character.isspace() else "\ufffd" if _unprintable(character) else character
-        for character in text
-    )
+    plain = one_line(text)
     # Matplotlib leaves out of a legend what starts with an underscore.
     plain = f"\u200b{plain}" if plain.startswith("_") else plain
     return plain if len(plain) <= length else plain[: length - 1] + "…"
-
-
-def _unprintable(character: str) -> bool:
-    """What XML forbids, and what would turn the direction of the text around it."""
-    return (
-        unicodedata.category(character) in ("Cc", "Cs", "Cn")
-        or "\u202a" <= character <= "\u202e"
-        or "\u2066" <= character <= "\u2069"
-    )
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:

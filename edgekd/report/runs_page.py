@@ -15,6 +15,7 @@ from edgekd.report.html import runs_as
 from edgekd.report.page import page
 from edgekd.report.plots import Plot
 from edgekd.report.runs import Line, Side, SideBySide
+from edgekd.report.text import one_line
 from edgekd.results import Interval, Measurement
 
 _MOST_TARGETS = 12
@@ -75,22 +76,25 @@ def terminal(compared: SideBySide) -> RenderableType:
         table = _table(group.place.title, names)
         for line in group.lines:
             table.add_row(Text(line.label), *(_cell(line, i) for i in range(len(names))))
-        parts += [table, *(Text(f"{x.label}: {x.note}", "yellow") for x in group.lines if x.note)]
+        parts += [
+            table,
+            *(Text(one_line(f"{x.label}: {x.note}"), "yellow") for x in group.lines if x.note),
+        ]
         parts.append(Text(""))
     if compared.settings:
         table = _table("configured otherwise", names)
         for setting in compared.settings:
-            table.add_row(Text(setting.key), *map(Text, setting.values))
+            table.add_row(Text(one_line(setting.key)), *(Text(one_line(v)) for v in setting.values))
         parts += [table, Text("")]
-    parts += [Text(f"warning: {warning}", "yellow") for warning in compared.warnings]
+    parts += [Text(one_line(f"warning: {warning}"), "yellow") for warning in compared.warnings]
     return Group(*parts)
 
 
 def _table(title: str, names: list[str]) -> Table:
     table = Table(box=None, padding=(0, 2), pad_edge=False)
-    table.add_column(Text(title, "bold"), overflow="fold")
+    table.add_column(Text(one_line(title), "bold"), overflow="fold")
     for name in names:
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(Text(one_line(name)), justify="right", overflow="fold")
     return table
 
 

@@ -67,12 +67,13 @@ def test_tables_are_tables(finished):
 
 
 def test_hostile_names_are_text(builder):
-    builder.classes = (EVIL, "1. a", "- b", "+ c", *builder.classes[4:])
+    builder.classes = (f"{EVIL}\x1b[31m\u202e", "1. a", "- b", "+ c", *builder.classes[4:])
     builder.model = {"teacher": EVIL, "student": EVIL}
     builder.targets = [EVIL, "# title\n\n# second"]
-    builder.command = f"{EVIL}\n```\n# out\n````\n<script>"
+    builder.command = f"{EVIL}\x1b\n```\n# out\n````\n<script>"
     builder.environment = {"packages": {EVIL: EVIL}, "machine": {}, "git": None}
     text = card(builder.build())
+    assert not {"\x1b", "\u202e"} & set(text)
     tokens = MARKDOWN.parse(text)
     inline = [child for t in tokens if t.children for child in t.children]
     assert not [t for t in tokens + inline if t.type in ("html_block", "html_inline", "image")]

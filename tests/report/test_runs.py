@@ -174,6 +174,14 @@ class TestCommand:
         assert f"page: {page}" in result.output
         assert "student in openvino on local" in page.read_text(encoding="utf-8")
 
+    def test_names_do_not_control_the_terminal(self, tmp_path, runs):
+        hostile = Builder(tmp_path / "[bold]x\x1b[31m")
+        hostile.targets = ["\x1b]0;t\x07\u202e"]
+        result = self.invoke("--compare", runs[0].path, hostile.build().path)
+        assert result.exit_code == 0, result.output
+        assert not {"\x1b", "\x07", "\u202e"} & set(result.output)
+        assert "[bold]x" in result.output
+
     def test_json_has_every_figure(self, runs):
         found = json.loads(self.invoke("--compare", runs[0].path, runs[1].path, "--json").stdout)
         assert [run["name"] for run in found["runs"]] == ["a", "b"]
