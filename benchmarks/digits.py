@@ -43,7 +43,17 @@ def main() -> None:
 def table(folder: Path, seeds: int) -> str:
     """The results as Markdown."""
     started = time.monotonic()
-    command = [sys.executable, "-m", "edgekd", "compress", "--example", "digits", "--out"]
+    command = [
+        sys.executable,
+        "-m",
+        "edgekd",
+        "compress",
+        "--example",
+        "digits",
+        "--set",
+        "history=null",
+        "--out",
+    ]
     subprocess.run([*command, str(folder / "seed0")], check=True, stdout=subprocess.DEVNULL)
     cold = time.monotonic() - started
     started = time.monotonic()

@@ -20,8 +20,8 @@ Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
 Variant = Literal["f32", "int8"]
-# What a latency sample is: one call, or the median of a run of calls, where a tool gives no more.
-SampleKind = Literal["call", "median"]
+# What a latency sample is: one call, or the median or mean of several, where a tool or clock gives no more.
+SampleKind = Literal["call", "median", "mean"]
 
 
 class Record(BaseModel):
@@ -187,7 +187,8 @@ class VerifyReport(Record):
 class Latency(Record):
     """Seconds per call at `batch_size`; every sample is in `profile/samples.npz` under `samples`.
 
-    Where `kind` is "median", quantiles other than the median are those of medians, not of calls.
+    Where `kind` is "median" or "mean" (where a clock is too coarse for single calls), quantiles other
+    than the median are those of medians or means, not of calls.
     """
 
     batch_size: int
@@ -249,14 +250,18 @@ class Memory(Record):
     Of the baseline, `python_rss` is Python's and numpy's share, which a C++ program has not.
     `private_dirty` is what the model added to the memory that no other process can share. `weights`
     is the weights' share of the file. Medians over the launches.
+
+    None where it was not measured: browsers do not tell. There `wasm_heap` is how much memory
+    WebAssembly had at most, runtime included; it grows in large steps.
     """
 
-    peak_rss: int
-    baseline_rss: int
-    model: int
+    peak_rss: int | None
+    baseline_rss: int | None
+    model: int | None
     python_rss: int | None = None
     private_dirty: int | None = None
     weights: int | None = None
+    wasm_heap: int | None = None
 
 
 class DeviceParity(Record):
@@ -280,6 +285,13 @@ class DeviceParity(Record):
         return self.max_error <= self.tolerance
 
 
+class Energy(Record):
+    """Joules of the processor per sample, idle power and neighbours included (`device/energy.py`)."""
+
+    value: float
+    interval: Interval | None
+
+
 class Measurement(Record):
     """One file in one runtime on one target, in processes of its own.
 
@@ -288,7 +300,8 @@ class Measurement(Record):
     ready, `first` the first inference. `precision` is what the runtime says it executed. `noise` says
     what slowed it down that is not the model's: latencies are upper bounds then. `compressed_size` is
     that of the files deflated, as app stores ship them.
-    `device_parity` is there where the device also checked the outputs.
+    `device_parity` is there where the device also checked the outputs; `parity_error` where they
+    were checked here: max|Δ| / max|reference| against ONNX Runtime's on this machine.
     """
 
     role: Role
@@ -316,13 +329,16 @@ class Measurement(Record):
     noise: tuple[str, ...] = ()
     cold: ColdStart | None = None
     scenarios: tuple[Scenario, ...] = ()
+    energy: Energy | None = None
     compressed_size: int | None = None
+    parity_error: float | None = None
 
 
 class Comparison(Record):
     """Teacher against a student of this variant in the same runtime, from interleaved blocks.
 
-    `speedup` is teacher's p50 / student's p50; `compression` and `memory_ratio` likewise.
+    `speedup` is teacher's p50 / student's p50; `compression` and `memory_ratio` likewise (None
+    where memory was not measured).
     """
 
     target: str
@@ -330,7 +346,7 @@ class Comparison(Record):
     runtime: str
     speedup: float
     speedup_interval: Interval
-    memory_ratio: float
+    memory_ratio: float | None
     compression: float
 
 
@@ -346,7 +362,8 @@ class ProfileReport(Record):
 class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
-    `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one.
+    `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one. `value` is None where
+    it could not be measured.
     """
 
     metric: str
@@ -354,7 +371,7 @@ class Check(Record):
     target: str | None
     runtime: str
     variant: Variant = "f32"
-    value: float
+    value: float | None
     interval: Interval | None
     limit: str
     verdict: Verdict

@@ -11,19 +11,20 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgekd.pipeline.run import Run
+    from edgekd.results import ProfileReport
 
 # In a pipe or a log there is no width to fit.
 _WIDTH_OF_A_LOG = 120
 
 
 def console() -> Console:
-    """Standard output, as wide as the terminal."""
+    """Standard output for tables, wide enough where it is no terminal."""
     from rich.console import Console
 
-    found = Console()
-    if not found.is_terminal and "COLUMNS" not in os.environ:
-        return Console(width=_WIDTH_OF_A_LOG)
-    return found
+    screen = Console()
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen = Console(width=_WIDTH_OF_A_LOG)
+    return screen
 
 
 def print_summary(run: Run) -> None:
@@ -39,3 +40,12 @@ def print_summary(run: Run) -> None:
         click.echo(f"report: {report}")
     else:
         click.echo(f"{report} is older than these figures: `edgekd report {run.path}` renews it")
+
+
+def print_profile(profile: ProfileReport) -> None:
+    """Print what was measured, and what of it is in doubt."""
+    from edgekd.report.summary import measured_table
+
+    console().print(measured_table(profile))
+    for warning in profile.warnings:
+        click.echo(f"note: {warning}")

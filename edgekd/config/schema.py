@@ -278,7 +278,7 @@ class Profile(Section):
 Metric = Literal[
     "accuracy", "accuracy_drop", "class_recall", "agreement",
     "latency_p50", "latency_p90", "latency_p95", "latency_p99",
-    "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "parity_error",
+    "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "energy", "parity_error",
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
@@ -295,6 +295,7 @@ DIMENSIONS: dict[str, Dimension] = {
     "latency_p99": "time",
     "speedup": "ratio",
     "throughput": "rate",
+    "energy": "energy",
     "memory": "bytes",
     "memory_ratio": "ratio",
     "size": "bytes",
@@ -321,6 +322,7 @@ _RANGES: dict[Dimension, tuple[float, float]] = {
     "share": (0, 1),
     "ratio": (0, math.inf),
     "rate": (0, math.inf),
+    "energy": (0, math.inf),
     "number": (0, math.inf),
 }
 
@@ -438,6 +440,12 @@ class Config(Section):
     verify: Verify = Field(default_factory=Verify)
     profile: Profile = Field(default_factory=Profile)
     gate: Gate = Field(default_factory=Gate)
+    history: str | None = Field(
+        ".edgekd/history.sqlite",
+        min_length=1,
+        description="SQLite file that every gate adds its figures to, for `edgekd history`; it starts "
+        "at the configuration file. null: keep none.",
+    )
     license: str | None = Field(
         None,
         max_length=200,

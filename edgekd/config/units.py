@@ -6,7 +6,7 @@ import math
 import re
 from typing import Literal
 
-Dimension = Literal["time", "bytes", "points", "share", "ratio", "rate", "number", "flop"]
+Dimension = Literal["time", "bytes", "points", "share", "ratio", "rate", "number", "flop", "energy"]
 
 # Factor to the base unit: seconds, bytes, a share in [0, 1], samples per second.
 UNITS: dict[Dimension, dict[str, float]] = {
@@ -18,13 +18,14 @@ UNITS: dict[Dimension, dict[str, float]] = {
     "share": {"%": 0.01, "": 1.0},
     "ratio": {"x": 1.0, "times": 1.0, "": 1.0},
     "rate": {"/s": 1.0, "": 1.0},
+    "energy": {"uJ": 1e-6, "µJ": 1e-6, "mJ": 1e-3, "J": 1.0},
     "number": {"": 1.0},
     "flop": {"FLOP": 1.0, "kFLOP": 1e3, "MFLOP": 1e6, "GFLOP": 1e9, "TFLOP": 1e12},
 }  # fmt: skip
 
 _EXAMPLE: dict[Dimension, str] = {
     "time": "20 ms", "bytes": "8 MiB", "points": "0.5 points", "share": "97 %",
-    "ratio": "3 x", "rate": "500 /s", "number": "1e-4", "flop": "20 MFLOP",
+    "ratio": "3 x", "rate": "500 /s", "number": "1e-4", "flop": "20 MFLOP", "energy": "5 mJ",
 }  # fmt: skip
 
 
@@ -64,6 +65,11 @@ def format_quantity(value: float, dimension: Dimension) -> str:
             return f"{value * 100:.2f} %"
         case "ratio":
             return f"{_significant(value)}×"
+        case "energy":
+            for unit, factor in (("J", 1.0), ("mJ", 1e-3)):
+                if abs(value) >= factor:
+                    return f"{value / factor:.3g} {unit}"
+            return f"{value * 1e6:.3g} µJ"
         case "rate":
             return f"{value:,.0f} /s" if abs(value) >= 100 else f"{value:.3g} /s"
         case "number":

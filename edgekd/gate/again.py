@@ -14,6 +14,7 @@ from edgekd.gate.figures import Figure, measured
 from edgekd.pipeline.stages import Context
 from edgekd.profile.measure import profile
 from edgekd.profile.targets import find
+from edgekd.profile.transport import by_hand
 from edgekd.results import GateReport, ProfileReport
 
 _TIMED = {
@@ -23,31 +24,37 @@ _TIMED = {
 Place = tuple[str, str, str]
 
 
-def settle(context: Context, found: list[Figure]) -> GateReport:
-    """The verdicts on `found`; open ones about time get longer measurements first.
+def settle(context: Context, found: list[Figure]) -> tuple[GateReport, list[Figure]]:
+    """The verdicts on `found`, and what they speak of; open ones on time are measured longer first.
 
     Every look is a new measurement, twice as long as the one before it, until the budgets are decided
     or `gate.max_seconds` of measuring are over. The last of each place are kept in the stage's folder.
     """
     gate = context.config.gate
     report = check_budgets(gate, found)
+    unattended = {
+        name for name in context.config.profile.targets if not by_hand(find(name, context.base))
+    }
     seconds, left = 4 * context.config.profile.min_seconds, gate.max_seconds
-    while (open_ := _open(report)) and left > 0:
+    while (open_ := _open(report, unattended)) and left > 0:
         started = time.monotonic()
         for place in open_:
             found = _replaced(found, place, _measure(context, place, min(seconds, left)))
         report = check_budgets(gate, found)
         left -= time.monotonic() - started
         seconds *= 2
-    return report
+    return report, found
 
 
-def _open(report: GateReport) -> list[Place]:
-    """Where an undecided budget needs more samples of time."""
+def _open(report: GateReport, targets: set[str]) -> list[Place]:
+    """Where, of these targets, an undecided budget needs more samples of time."""
     places = (
         (check.target or "", check.runtime, check.variant)
         for check in report.checks
-        if check.verdict == "inconclusive" and check.metric in _TIMED
+        if check.verdict == "inconclusive"
+        and check.metric in _TIMED
+        and check.value is not None
+        and check.target in targets
     )
     return list(dict.fromkeys(places))
 
@@ -81,7 +88,9 @@ def _measure(context: Context, place: Place, seconds: float) -> list[Figure]:
     _keep(context, place, report, samples)
     # Whether the interval is narrow enough is for the budget to say.
     return [
-        dataclasses.replace(figure, conclusive=True, note=f"measured again for {seconds:.0f} s")
+        dataclasses.replace(
+            figure, conclusive=True, note=f"measured again for {seconds:.0f} s", again=True
+        )
         for figure in measured(report)
         if figure.metric in _TIMED
     ]

@@ -17,7 +17,9 @@ from edgekd.gate.counterparts import Baseline, Counterpart
 from edgekd.gate.figures import Figure, logits_name
 from edgekd.gate.launches import LOOKS, Launch, compare, launches, mean_ratio, throttled
 from edgekd.pipeline.run import Run
+from edgekd.profile.measure import memory_ratio
 from edgekd.profile.targets import Target
+from edgekd.profile.transport import by_hand
 from edgekd.progress import Progress
 from edgekd.results import Interval, Measurement
 from edgekd.statistics import paired_difference
@@ -57,10 +59,14 @@ def figures(
             where=baseline.where,
         )
     wanted = {"latency_vs_baseline", "memory_vs_baseline"} & {b.metric for b in gate.all_budgets}
-    again = [pair for pair in pairs if wanted and _run_again(pair, gate, baseline)]
+    by_name = {target.name: target for target in targets}
+    again = [
+        pair
+        for pair in pairs
+        if wanted and _run_again(pair, by_name[pair.candidate.target], gate, baseline)
+    ]
     recorded = [pair for pair in pairs if wanted and pair not in again]
     _check_comparable(candidate, baseline, recorded, gate.allow)
-    by_name = {target.name: target for target in targets}
     with progress.task("against baseline", LOOKS[-1][0] * len(again)) as task:
         for pair in pairs:
             m = pair.candidate
@@ -77,8 +83,17 @@ def figures(
             yield Figure("size_vs_baseline", m.size / pair.baseline.size, None, *of)
 
 
-def _run_again(pair: Pair, gate: Gate, baseline: Baseline) -> bool:
+def _run_again(pair: Pair, target: Target, gate: Gate, baseline: Baseline) -> bool:
     """Whether the baseline is measured again beside the student, rather than read from its run."""
+    if by_hand(target):
+        if pair.baseline.record is None or gate.rerun_baseline:
+            raise UsageError(
+                "cannot be measured again in turns with the student: somebody would have to open a "
+                "page two dozen times",
+                where=f"{baseline.where}, target {target.name}",
+                fix="compare with a run that was profiled there, and gate.rerun_baseline: null",
+            )
+        return False
     if gate.rerun_baseline and not pair.baseline.parts:
         raise UsageError(
             "its model files are gone, so that they cannot be measured again",
@@ -116,8 +131,10 @@ def _measured_again(
     decided = _decided(gate, "latency_vs_baseline")
     value, interval, conclusive = compare(latencies(), decided, advance)
     yield Figure("latency_vs_baseline", value, interval, *of, conclusive, m.variant, m.provenance)
-    value, interval = mean_ratio([launch.memory for launch in taken])
-    yield Figure("memory_vs_baseline", value, interval, *of, True, m.variant, m.provenance)
+    memories = [launch.memory for launch in taken if launch.memory is not None]
+    # Where it cannot be told, the budget is undecided.
+    ratio, bounds = mean_ratio(memories) if len(memories) == len(taken) else (None, None)
+    yield Figure("memory_vs_baseline", ratio, bounds, *of, True, m.variant, m.provenance)
 
 
 def _recorded(pair: Pair) -> Iterator[Figure]:
@@ -137,8 +154,7 @@ def _recorded(pair: Pair) -> Iterator[Figure]:
     ratio = m.latency.p50 / then.latency.p50
     conclusive = m.conclusive and then.conclusive
     yield of("latency_vs_baseline", ratio, interval, conclusive=conclusive)
-    memory = max(1, m.memory.model) / max(1, then.memory.model)
-    yield of("memory_vs_baseline", memory, None)
+    yield of("memory_vs_baseline", memory_ratio(m.memory, then.memory), None)
 
 
 def _decided(gate: Gate, metric: str) -> Callable[[Interval], bool]:

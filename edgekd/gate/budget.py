@@ -79,7 +79,9 @@ def _check(budget: Budget, figure: Figure) -> Check:
     sign = "≤" if budget.max is not None else "≥"
     written = f"{sign} {units.format_quantity(limit, of)}"
     verdict = _verdict(figure, limit, upper=budget.max is not None)
-    shown = units.format_quantity(figure.value, of)
+    shown = "not measured there"
+    if figure.value is not None:
+        shown = units.format_quantity(figure.value, of)
     if figure.interval:
         low, high = (units.format_quantity(bound, of) for bound in figure.interval)
         shown += f" [{low}, {high}]"
@@ -114,6 +116,8 @@ def _verdict(figure: Figure, limit: float, *, upper: bool) -> Verdict:
     count does. Where it does not, they fail only if the interval (sampling of that split) says
     that the difference is real; a handful of images is inconclusive.
     """
+    if figure.value is None:
+        return "inconclusive"
     within = figure.value <= limit if upper else figure.value >= limit
     if figure.metric == "accuracy_vs_baseline" and figure.interval:
         # The same samples, the same labels: worse is only what chance does not explain.

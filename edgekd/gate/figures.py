@@ -24,12 +24,14 @@ from edgekd.statistics import clopper_pearson, paired_difference, wilson
 class Figure:
     """A value of one metric, in base units; exact figures (sizes, errors) have no interval.
 
+    Without a value it could not be measured there, and a budget on it is undecided.
     `noisy` latencies and throughputs are of a machine that was disturbed: no worse in truth.
-    `label` is the class that it is of, `note` what a reader should know of it.
+    `label` is the class that it is of, `note` what a reader should know of it; `again` ones the gate
+    measured itself, after the profile.
     """
 
     metric: str
-    value: float
+    value: float | None
     interval: Interval | None
     runtime: str
     target: str | None = None
@@ -39,6 +41,7 @@ class Figure:
     noisy: bool = False
     label: str | None = None
     note: str = ""
+    again: bool = False
 
 
 def figures(
@@ -98,6 +101,8 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         yield timed("throughput", m.throughput, m.throughput_interval)
         yield of("memory", m.memory.model, None)
         yield of("size", m.size, None)
+        if m.energy is not None:
+            yield timed("energy", m.energy.value, m.energy.interval)
     provenance = {m.target: m.provenance for m in profile.measurements}
     for c in profile.comparisons:
         of = partial(

@@ -12,6 +12,7 @@ from edgekd.config.schema import Gate
 from edgekd.errors import UsageError
 from edgekd.gate.again import settle
 from edgekd.gate.figures import Figure, figures
+from edgekd.history.record import record
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import Context
 
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 def run(context: Context) -> None:
     """Write `gate.json`. The exit code is in it; a broken budget is a result, not an error."""
-    settle(context, list(_figures(context))).write(context.folder / "gate.json")
+    report, found = settle(context, list(_figures(context)))
+    report.write(context.folder / "gate.json")
+    record(context, found, report)
 
 
 def baseline_path(gate: Gate, base: Path) -> Path:

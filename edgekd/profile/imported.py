@@ -102,6 +102,7 @@ class Figures(_Strict):
     launches: Annotated[int, Field(ge=1, le=1000)]
     cold: Cold
     noise: Annotated[list[Text], Field(max_length=20)]
+    energy: Annotated[list[Annotated[float, Field(ge=0)] | None], Field(max_length=1000)]
     python_rss: Bytes | None
     private_dirty: Annotated[int, Field(gt=-(2**50), lt=2**50)] | None
     version: Text

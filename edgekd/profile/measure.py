@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,17 @@ import numpy as np
 from edgekd.artifacts import read_json
 from edgekd.config.schema import Profile
 from edgekd.errors import StageError, UsageError
-from edgekd.profile.device.runtimes import RUNTIMES
+from edgekd.profile.device.intervals import launches_interval
 from edgekd.profile.operators import Said, operators_report
 from edgekd.profile.sizes import Sizes, file_sizes
 from edgekd.profile.statistics import Samples, scenarios, speedup, summarise
 from edgekd.profile.targets import Target
-from edgekd.profile.transport import TRANSPORTS
+from edgekd.profile.transport import TRANSPORTS, formats
 from edgekd.progress import Progress
 from edgekd.results import (
     ColdStart,
     Comparison,
+    Energy,
     ExportedFile,
     Measurement,
     Memory,
@@ -118,17 +119,18 @@ def profile(
 
 def list_entries(files: tuple[ExportedFile, ...], target: Target) -> list[Entry]:
     """What is measured on a target. Raises UsageError when its runtimes open none of the files."""
+    opens = formats(target.transport)
     found = [
         Entry(f"{target.name}/{runtime}/{file.name}", file, runtime, target)
         for runtime in target.runtimes
         for file in files
-        if file.format in RUNTIMES[runtime].formats
+        if file.format in opens.get(runtime, ())
     ]
     if not found:
-        formats = sorted({file.format for file in files})
+        exported = sorted({file.format for file in files})
         raise UsageError(
             f"target {target.name!r} has the runtimes {', '.join(target.runtimes)}, which open none "
-            f"of the exported formats ({', '.join(formats)})",
+            f"of the exported formats ({', '.join(exported)})",
             where="export.formats",
         )
     return found
@@ -145,6 +147,7 @@ def make_plan(entries: list[Entry], settings: Profile, inputs: Path, root: Path)
                 "parts": [str((root / part).resolve()) for part in entry.file.files],
                 "threads": entry.target.threads,
                 "precision": entry.target.precision,
+                "variant": entry.file.variant,
             }
             for entry in entries
         ],
@@ -268,7 +271,7 @@ def _measurement(
         target=entry.target.name,
         path=entry.file.path,
         precision=result["precision"],
-        threads=entry.target.threads,
+        threads=result.get("threads", entry.target.threads),
         provenance=provenance,
         conclusive=result["latency"]["conclusive"] and result["throughput"]["conclusive"],
         latency=latency,
@@ -283,6 +286,7 @@ def _measurement(
         warmup=result["latency"]["warmup"],
         launches=result.get("launches", 1),
         noise=tuple(result.get("noise", ())),
+        energy=_energy(result.get("energy", ())),
         cold=_cold(result["cold"]) if "cold" in result else None,
         scenarios=scenarios(
             latency,
@@ -291,6 +295,7 @@ def _measurement(
             _samples(samples, multistream) if multistream in samples else None,
         ),
         device_parity=result.get("device_parity"),
+        parity_error=result.get("parity_error"),
     )
 
 
@@ -298,14 +303,28 @@ def _provenance(environment: dict[str, Any]) -> Provenance:
     return "emulated" if environment.get("emulated") else "measured"
 
 
+def _energy(values: Sequence[float | None]) -> Energy | None:
+    """Joules per sample, from those of every launch; None unless every one could tell."""
+    known = [value for value in values if value is not None and value > 0]
+    if not known or len(known) < len(values):
+        return None
+    if len(known) == 1:
+        return Energy(value=known[0], interval=None)
+    low, high = launches_interval(np.array(known))
+    value = float(np.exp(np.mean(np.log(known))))
+    return Energy(value=value, interval=(min(low, value), max(high, value)))
+
+
 def _memory(result: dict[str, Any], sizes: Sizes) -> Memory:
+    peak, baseline = result["peak_rss"], result["baseline_rss"]
     return Memory(
-        peak_rss=result["peak_rss"],
-        baseline_rss=result["baseline_rss"],
-        model=max(0, result["peak_rss"] - result["baseline_rss"]),
+        peak_rss=peak,
+        baseline_rss=baseline,
+        model=None if peak is None or baseline is None else max(0, peak - baseline),
         python_rss=result.get("python_rss"),
         private_dirty=result.get("private_dirty"),
         weights=sizes.weights,
+        wasm_heap=result.get("wasm_heap"),
     )
 
 
@@ -361,6 +380,13 @@ def _slow_int8(measurements: list[Measurement], samples: dict[str, np.ndarray]) 
     return found
 
 
+def memory_ratio(a: Memory, b: Memory) -> float | None:
+    """What model a takes by what model b takes; None unless both were measured."""
+    if a.model is None or b.model is None:
+        return None
+    return max(1, a.model) / max(1, b.model)
+
+
 def _comparisons(
     measurements: list[Measurement], samples: dict[str, np.ndarray]
 ) -> list[Comparison]:
@@ -381,7 +407,7 @@ def _comparisons(
                     variant=student.variant,
                     speedup=ratio,
                     speedup_interval=interval,
-                    memory_ratio=max(1, teacher.memory.model) / max(1, student.memory.model),
+                    memory_ratio=memory_ratio(teacher.memory, student.memory),
                     compression=teacher.size / student.size,
                 )
             )

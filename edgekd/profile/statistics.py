@@ -120,7 +120,8 @@ def scenarios(
     procedure is loadgen's, but in blocks by turns and for less than its 600 seconds (24,576 samples).
     """
     found = []
-    queries = {"SingleStream": (1, 0.9, latency_samples if latency.batch_size == 1 else None),
+    single = latency.batch_size == 1 and latency.kind == "call"
+    queries = {"SingleStream": (1, 0.9, latency_samples if single else None),
                "MultiStream": (8, 0.99, multistream)}  # fmt: skip
     for name, (size, q, samples) in queries.items():
         estimate = None if samples is None else early_stopping(samples.seconds, q)

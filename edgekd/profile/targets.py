@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from edgekd.config import units
 from edgekd.config.load import Lines
-from edgekd.config.schema import Precision, Section
+from edgekd.config.schema import Positive, Precision, Section
 from edgekd.config.shelf import Shelf
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
@@ -97,6 +98,32 @@ class Limits(Section):
         return {"cpus": self.cpus, "cpu_quota": self.cpu_quota, "memory": memory}
 
 
+def _address(value: str) -> str:
+    try:
+        return str(ip_address(value))
+    except ValueError:
+        raise ValueError(f"{value!r} should be an IP address, such as 127.0.0.1") from None
+
+
+class Browser(Section):
+    """Where the page for `transport: browser` is served."""
+
+    host: Annotated[str, AfterValidator(_address)] = Field(
+        "127.0.0.1", description="An address of this machine; 0.0.0.0: all of them."
+    )
+    port: int = Field(0, ge=0, le=65_535, description="0: any that is free.")
+    wait_seconds: Positive = Field(600.0, description="How long to wait for somebody to open it.")
+    certificate: str | None = Field(None, description="PEM file for https, with its key.")
+    key: str | None = None
+    open: bool = Field(False, description="Open it in this machine's browser.")
+
+    @model_validator(mode="after")
+    def _whole(self) -> Browser:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("give both certificate and key, or neither")
+        return self
+
+
 class Adb(Section):
     """How an Android device is reached and what runs there: Python, or a native tool."""
 
@@ -159,6 +186,7 @@ class Target(Section):
     limits: Limits | None = Field(None, description="A smaller device, emulated on this one.")
     adb: Adb | None = Field(None, description="For transport adb.")
     ssh: Ssh | None = Field(None, description="Where, for transport: ssh.")
+    browser: Browser | None = Field(None, description="The page, for transport: browser.")
 
     @field_validator("memory")
     @classmethod
@@ -169,8 +197,7 @@ class Target(Section):
 
 
 def _check(path: Path, target: Target, lines: Lines) -> None:
-    from edgekd.profile.device.runtimes import RUNTIMES
-    from edgekd.profile.transport import TRANSPORTS
+    from edgekd.profile.transport import TRANSPORTS, formats
 
     def refuse(key: str, text: str) -> None:
         raise UsageError(f"{key}: {text}", where=f"{path}:{lines.get((key,), 1)}")
@@ -182,9 +209,15 @@ def _check(path: Path, target: Target, lines: Lines) -> None:
         refuse("transport", "ssh needs the key `ssh`, such as `ssh: {host: my-device}`")
     if target.transport != "ssh" and target.ssh is not None:
         refuse("ssh", f"is for transport: ssh, not {target.transport}")
+    if target.transport != "browser" and target.browser is not None:
+        refuse("browser", f"is for transport: browser, not {target.transport}")
+    if target.transport == "browser" and target.limits is not None:
+        refuse("limits", "a browser cannot be held to limits")
+    runtimes = formats(target.transport)
     for runtime in target.runtimes:
-        if runtime not in RUNTIMES:
-            refuse("runtimes", f"unknown runtime {runtime!r}{suggestion(runtime, RUNTIMES)}")
+        if runtime not in runtimes:
+            known = suggestion(runtime, runtimes)
+            refuse("runtimes", f"transport {target.transport} has no runtime {runtime!r}{known}")
     if (target.transport == "adb") != (target.adb is not None):
         refuse("transport" if target.adb is None else "adb", "transport: adb goes with adb: {…}")
     if target.adb is not None and target.adb.runner is not None:

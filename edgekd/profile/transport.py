@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from edgekd.profile.device.runtimes import RUNTIMES
 from edgekd.profile.targets import Target
 from edgekd.registry import Registry
 
@@ -38,6 +39,20 @@ class Describes(Protocol):
 
         Raises StageError when the device cannot be reached or asked.
         """
+
+
+def formats(name: str) -> dict[str, tuple[str, ...]]:
+    """The runtimes that a transport can use, and the formats that each opens.
+
+    Those of the device part, unless the transport has a `runtimes` mapping of its own.
+    """
+    own: dict[str, tuple[str, ...]] | None = getattr(TRANSPORTS.get(name), "runtimes", None)
+    return own or {runtime.name: runtime.formats for runtime in RUNTIMES.values()}
+
+
+def by_hand(target: Target) -> bool:
+    """Whether somebody has to do something for every measurement: a gate does not repeat it then."""
+    return getattr(TRANSPORTS.get(target.transport), "by_hand", False)
 
 
 TRANSPORTS: Registry[type[Transport]] = Registry("transport", "edgekd.profile.transports")

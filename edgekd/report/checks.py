@@ -33,9 +33,12 @@ def verdict_word(verdict: Verdict) -> str:
 
 def metric_name(check: Check) -> str:
     """A budget's metric as people say it."""
-    if check.label is not None:
-        return f"recall of {check.label!r}"
-    return _NAMES.get(check.metric, check.metric)
+    return figure_name(check.metric, check.label)
+
+
+def figure_name(metric: str, label: str | None = None) -> str:
+    """A metric as people say it, of the class `label` where it is of one."""
+    return _NAMES.get(metric, metric) if label is None else f"recall of {label!r}"
 
 
 def place(check: Check) -> str:
@@ -45,9 +48,17 @@ def place(check: Check) -> str:
     return f"{runtime} on {check.target}{label}" if check.target else runtime
 
 
-def measured(check: Check) -> Value:
-    """What was held against the budget."""
+def measured(check: Check) -> Value | None:
+    """What was held against the budget; None where it could not be measured."""
+    if check.value is None:
+        return None
     return Value(check.value, dimension(check.metric), check.interval)
+
+
+def measured_text(check: Check) -> str:
+    """The same in words."""
+    value = measured(check)
+    return value.text if value else "not measured"
 
 
 def gate_sentences(gate: GateReport) -> tuple[str, str]:
@@ -90,6 +101,6 @@ def _of(some: int, count: int) -> str:
 
 def _list(checks: list[Check]) -> str:
     return "; ".join(
-        f"{metric_name(c)} with {place(c)} is {measured(c).text}, the budget {c.limit}"
+        f"{metric_name(c)} with {place(c)} is {measured_text(c)}, the budget {c.limit}"
         for c in checks
     )

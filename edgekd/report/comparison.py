@@ -236,7 +236,11 @@ def _comparison(contents: Contents, place: Place) -> Comparison | None:
 
 def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> Iterator[Row]:
     for label, attribute in (("p50", "p50"), ("p90", "p90"), ("p99", "p99")):
-        values = {role: _quantile(m.latency, attribute) for role, m in measured.items()}
+        values = {
+            role: _quantile(m.latency, attribute)
+            for role, m in measured.items()
+            if label == "p50" or m.latency.kind == "call"
+        }
         ratio = (against.speedup, against.speedup_interval) if against and label == "p50" else None
         yield _row(f"latency {label}", values, "speed", ratio, _unsettled(measured))
     batches = sorted({m.throughput_latency.batch_size for m in measured.values()})
@@ -245,17 +249,24 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
         {r: Value(m.throughput, "rate", m.throughput_interval) for r, m in measured.items()},
         "more",
     )
+    memory = _bytes({r: m.memory.model for r, m in measured.items()})
     yield _row(
-        "peak memory, model",
-        {r: Value(m.memory.model, "bytes") for r, m in measured.items()},
+        "peak memory, model" if memory else "peak memory, not measured",
+        memory,
         "less",
-        (against.memory_ratio, None) if against else None,
+        (against.memory_ratio, None) if against and against.memory_ratio is not None else None,
     )
-    yield _row(
-        "peak memory, process",
-        {r: Value(m.memory.peak_rss, "bytes") for r, m in measured.items()},
-        "less",
-    )
+    if processes := _bytes({r: m.memory.peak_rss for r, m in measured.items()}):
+        yield _row("peak memory, process", processes, "less")
+    if heaps := _bytes({r: m.memory.wasm_heap for r, m in measured.items()}):
+        yield _row("WebAssembly memory, with runtime", heaps, "less")
+    energies = {r: m.energy for r, m in measured.items() if m.energy is not None}
+    if energies:
+        yield _row(
+            "energy per sample, processor",
+            {r: Value(e.value, "energy", e.interval) for r, e in energies.items()},
+            "less",
+        )
     yield _row(
         "file size",
         {r: Value(m.size, "bytes") for r, m in measured.items()},
@@ -268,17 +279,22 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
 
 
 def _checked_there(measured: dict[Role, Measurement]) -> Iterator[Row]:
-    """What a device that was reached by a bundle found of the outputs."""
+    """What was found of the outputs: by a bundle's device itself, or here of a browser's."""
     parity = {role: m.device_parity for role, m in measured.items() if m.device_parity}
-    if not parity:
-        return
-    accuracies = {role: Value(p.accuracy, "share") for role, p in parity.items()}
-    errors = {role: Value(p.max_error, "number") for role, p in parity.items()}
-    for label, values in (
-        (f"accuracy there, {max(p.samples for p in parity.values())} samples", accuracies),
-        ("parity error there", errors),
-    ):
-        yield Row(label, values.get("teacher"), values.get("student"))
+    if parity:
+        label = f"accuracy there, {max(p.samples for p in parity.values())} samples"
+        accuracies = {role: Value(p.accuracy, "share") for role, p in parity.items()}
+        yield Row(label, accuracies.get("teacher"), accuracies.get("student"))
+    errors = {role: p.max_error for role, p in parity.items()} | {
+        role: m.parity_error for role, m in measured.items() if m.parity_error is not None
+    }
+    if errors:
+        values = {role: Value(error, "number") for role, error in errors.items()}
+        yield Row("parity error there", values.get("teacher"), values.get("student"))
+
+
+def _bytes(counts: dict[Role, int | None]) -> dict[Role, Value]:
+    return {role: Value(count, "bytes") for role, count in counts.items() if count is not None}
 
 
 def _quantile(latency: Latency, name: str) -> Value:

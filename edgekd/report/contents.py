@@ -132,6 +132,14 @@ def arrays(path: Path, names: Iterable[str] | None, *, what: str) -> dict[str, n
         ) from None
 
 
+def contents_of(profile: ProfileReport) -> Contents:
+    """A profile alone, which no run holds."""
+    from edgekd.pipeline.run import Manifest
+
+    manifest = Manifest(edgekd="", command="", base="", config={}, environment={})
+    return Contents(manifest, {}, None, None, None, profile, None)
+
+
 def latency_samples(run: Run) -> dict[str, np.ndarray]:
     """Seconds per call of every measurement, by `Latency.samples`; empty when they were not kept.
 

@@ -21,7 +21,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from edgekd.config.units import format_quantity
+from edgekd.config.units import Dimension, format_quantity
 from edgekd.report.contents import ROLES
 from edgekd.report.text import one_line
 from edgekd.results import History, Interval, Role
@@ -35,6 +35,8 @@ _CSS = {
     _PAPER: "var(--surface)",
     _COLOUR["teacher"]: "var(--teacher)",
     _COLOUR["student"]: "var(--student)",
+    "#010207": "var(--third)",
+    "#010208": "var(--fourth)",
 }
 # Runs, where several are compared.
 _RUNS = tuple(f"#0102{number:02x}" for number in range(16, 24))
@@ -82,6 +84,20 @@ class Point:
     accuracy: float
     accuracy_interval: Interval
     hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Trend:
+    """A series over runs: positions on the axis, values in base units, intervals where known.
+
+    `levels` are (first index, index after the last, level); a level begins where it changed.
+    """
+
+    label: str
+    positions: Sequence[int]
+    values: Sequence[float]
+    intervals: Sequence[Interval | None]
+    levels: Sequence[tuple[int, int, float]]
 
 
 @dataclass(frozen=True)
@@ -196,6 +212,51 @@ def distribution(samples: Mapping[Role, np.ndarray], *, name: str, title: str) -
     axes.set_yticks([0, 0.25, 0.5, 0.75, 0.9, 0.99], ["0 %", "25 %", "p50", "75 %", "p90", "p99"])
     axes.grid(axis="y", visible=False)
     _legend(figure, axes.get_legend_handles_labels()[0])
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def trends(
+    series: Sequence[Trend], *, ticks: Sequence[str], dimension: Dimension, name: str, title: str
+) -> str:
+    """Values run by run with intervals; a dashed line where a level changed, a bar along each level.
+
+    `ticks` says what to call every position, from the first; few are shown.
+    """
+    figure, axes = _figure(640, 280)
+    colours = [_COLOUR["student"], _COLOUR["teacher"], "#010207", "#010208"]
+    handles = []
+    for i, trend in enumerate(series):
+        colour, marker = colours[i % len(colours)], _RUNTIME_MARKERS[i % len(_RUNTIME_MARKERS)]
+        known = [j for j, interval in enumerate(trend.intervals) if interval is not None]
+        axes.vlines(
+            [trend.positions[j] for j in known],
+            [trend.intervals[j][0] for j in known],  # type: ignore[index]
+            [trend.intervals[j][1] for j in known],  # type: ignore[index]
+            color=colour, alpha=0.5, linewidth=1.2, zorder=2,
+        )  # fmt: skip
+        axes.plot(
+            trend.positions, trend.values, color=colour, marker=marker, markersize=4.5,
+            markeredgecolor=_PAPER, markeredgewidth=0.4, linewidth=1, zorder=3,
+        )  # fmt: skip
+        for start, end, level in trend.levels:
+            first, last = trend.positions[start], trend.positions[end - 1]
+            axes.plot([first, last], [level, level], color=colour, alpha=0.3, linewidth=6, zorder=1)
+            if start:
+                between = (trend.positions[start - 1] + first) / 2
+                axes.axvline(between, color=colour, linewidth=1.5, linestyle=(0, (4, 2)), zorder=1)
+        handles.append(
+            Line2D([], [], color=colour, marker=marker, markersize=6, label=_label(trend.label, 60))
+        )
+    axes.yaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: _percent(value) if dimension == "share"
+                      else format_quantity(value, dimension))
+    )  # fmt: skip
+    step = max(1, -(-len(ticks) // 6))
+    axes.set_xticks(range(0, len(ticks), step), [_label(tick) for tick in ticks[::step]])
+    axes.set_xlim(-0.5, len(ticks) - 0.5)
+    axes.margins(y=0.15)
+    _legend(figure, handles, columns=1 if max(len(t.label) for t in series) > 30 else 2)
     return _svg(figure, name, title)
 
 
@@ -418,13 +479,13 @@ def _style(axes: Axes) -> None:
         label.set_fontsize(11)
 
 
-def _legend(figure: Figure, handles: Sequence[Artist]) -> None:
+def _legend(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None:
     # As many columns as fit the width, at about 6.5 units a letter.
     longest = max((len(str(handle.get_label())) for handle in handles), default=1)
     figure.legend(
         handles=handles,
         loc="outside upper left",
-        ncols=max(1, min(len(handles), 4, int(440 / (45 + 6.5 * longest)))),
+        ncols=max(1, min(len(handles), columns, int(440 / (45 + 6.5 * longest)))),
         frameon=False,
         fontsize=11,
         labelcolor=_INK,

@@ -201,8 +201,12 @@ def _lines(sides: Sequence[Side], place: Place) -> Iterator[Line]:
             Value(m.latency.p50, "time", m.latency.p50_interval) if m else None for m in measured
         ]
         yield _line("latency p50", latencies, "speed", _doubts(sides, measured))
-        memory = [Value(m.memory.model, "bytes") if m else None for m in measured]
-        yield _line("peak memory, model", memory, "less")
+        memory = [
+            Value(m.memory.model, "bytes") if m and m.memory.model is not None else None
+            for m in measured
+        ]
+        if any(memory):
+            yield _line("peak memory, model", memory, "less")
     files = [side.file(place) for side in sides]
     if any(files):
         yield _line("file size", [Value(f.size, "bytes") if f else None for f in files], "size")

@@ -13,15 +13,15 @@ from rich.text import Text
 
 from edgekd.report.checks import (
     gate_sentences,
-    measured,
+    measured_text,
     metric_name,
     parity_sentence,
     place,
     verdict_word,
 )
 from edgekd.report.comparison import Group, Row, groups
-from edgekd.report.contents import Contents, read
-from edgekd.results import GateReport, Verdict
+from edgekd.report.contents import Contents, contents_of, read
+from edgekd.results import GateReport, ProfileReport, Verdict
 
 if TYPE_CHECKING:
     from edgekd.pipeline.run import Run
@@ -46,6 +46,14 @@ def table(run: Run) -> Table:
     contents = read(run)
     page = Table.grid()
     for part in (*_comparison(groups(contents)), *_closing(contents)):
+        page.add_row(part)
+    return page
+
+
+def measured_table(profile: ProfileReport) -> Table:
+    """What was measured, without a run around it."""
+    page = Table.grid()
+    for part in _comparison(groups(contents_of(profile))):
         page.add_row(part)
     return page
 
@@ -103,7 +111,7 @@ def _budgets(gate: GateReport) -> Table:
         budgets.add_row(
             Text(f"{metric_name(check)}, {place(check)}"),
             Text(check.limit),
-            Text(measured(check).text),
+            Text(measured_text(check)),
             Text(verdict_word(check.verdict), style=_STYLE[check.verdict]),
         )
     return budgets

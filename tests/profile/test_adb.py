@@ -28,7 +28,7 @@ from tests.profile.adb_device import AdbDevice
 pytestmark = pytest.mark.skipif(shutil.which("adb") is None, reason="adb is not installed")
 
 QUICK = Profile(interval=0.5, min_seconds=0.05, max_seconds=0.1, throughput_batch_size=4)
-STAND_IN = Path(__file__).with_name("perf_test.py")
+STAND_IN = Path(__file__).with_name("perf_tool.py")
 PYTHON = sys.executable
 
 

@@ -7,7 +7,7 @@ import torch
 from onnx import TensorProto, helper
 
 from edgekd.profile.device.runtimes import RUNTIMES, load
-from edgekd.profile.device.runtimes.onnxruntime import _ONE_NODE
+from edgekd.profile.device.runtimes.onnxruntime import ONE_NODE
 
 FILES = {"onnxruntime": "student.onnx", "openvino": "student.xml"}
 
@@ -74,6 +74,6 @@ def test_the_embedded_model_is_one_identity_node():
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1]) for n in "xy")
     graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
     expected = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-    model = onnx.load_from_string(_ONE_NODE)
+    model = onnx.load_from_string(ONE_NODE)
     onnx.checker.check_model(model)
     assert model == expected

@@ -12,7 +12,7 @@ from markdown_it import MarkdownIt
 from edgekd.artifacts import sha256_file
 from edgekd.report import model_card, sbom
 from edgekd.report.contents import read
-from tests.report.conftest import STAGES
+from tests.report.conftest import STAGES, rewrite
 from tests.report.test_html import HOSTILE
 
 MARKDOWN = MarkdownIt("gfm-like", {"linkify": False}).enable("table")
@@ -48,6 +48,16 @@ def test_the_card_has_the_figures_of_every_deployed_file(finished):
     assert "edgekd compress --example digits" in text
     assert "licence of the model | unknown |" in text
     assert "temperature: 4" in text
+
+
+def test_memory_that_a_device_does_not_tell_is_not_known(builder):
+    run = builder.build()
+
+    def forget(value):
+        value["measurements"][1]["memory"]["model"] = None
+
+    rewrite(run, "profile", "profile/profile.json", forget)
+    assert "| not known | measured |" in card(run)
 
 
 def test_a_licence_that_is_given_is_there(builder):

@@ -36,13 +36,14 @@ from typing import Any
 
 import numpy as np
 
+from . import energy
 from .environment import complaints, describe, noise, state, throttling
 from .intervals import launches_interval, quantile_interval
 from .limits import Confinement, Confines, LimitError, confines
 
 Say = Callable[[dict[str, Any]], None]
 BLOCK_SECONDS = 0.03
-_STEADY_BLOCKS, _STEADY_SHARE = 4, 0.05
+STEADY_BLOCKS, STEADY_SHARE, WARM_UP_SECONDS = 4, 0.05, 2.0
 _OPERATOR_SECONDS = 0.5
 # What Python, C++, the loader and the runtimes say when they get no memory (or no stack for a thread).
 _NO_MEMORY = (
@@ -78,6 +79,7 @@ class _Phase:
     conclusive: bool
     steady: bool
     waited: float | None
+    joules: float | None
 
     @property
     def p50(self) -> float:
@@ -272,6 +274,7 @@ def _summary(
         for key in ("runtime_seconds", "load", "compile", "first")
     }
     told["launches"] = len(launches)
+    told["energy"] = [_per_sample(launch.phases.get("latency")) for launch in launches]
     # A process that may not run all the time waits because it is told to.
     waits = [phase.waited for launch in launches for phase in launch.phases.values()]
     seconds = sum(float(p.times.sum()) for launch in launches for p in launch.phases.values())
@@ -290,6 +293,13 @@ def _summary(
             "steady": 2 * sum(phase.steady for phase in phases) > len(phases),
         }
     return told
+
+
+def _per_sample(phase: _Phase | None) -> float | None:
+    """Joules of one inference of one sample."""
+    if phase is None or phase.joules is None:
+        return None
+    return phase.joules / (len(phase.times) * phase.batch_size)
 
 
 def _samples(name: str, phases: list[_Phase]) -> dict[str, np.ndarray]:
@@ -340,11 +350,11 @@ def _rounds(
     wanted = plan.get("launches", 1)
     least, most = plan["min_seconds"] / wanted, plan["max_seconds"] / wanted
     calls = plan.get("min_calls", {}).get(phase, 0) / wanted
-    warm = _warm_up(workers, limit=min(2.0, most / 4))
+    warm = _warm_up(workers, limit=min(WARM_UP_SECONDS, most / 4))
     blocks: list[list[np.ndarray]] = [[] for _ in workers]
     spent = [0.0 for _ in workers]
     for worker in workers:
-        worker.waited = 0.0
+        worker.waited = worker.joules = 0.0
     while True:
         turn = len(blocks[0]) % len(workers)
         for position in [*range(turn, len(workers)), *range(turn)]:
@@ -352,7 +362,7 @@ def _rounds(
             blocks[position].append(times)
             spent[position] += float(times.sum())
         medians = [np.array([np.median(block) for block in mine]) for mine in blocks]
-        widths = [_relative_width(values) for values in medians]
+        widths = [relative_width(values) for values in medians]
         narrow = [width < plan["interval"] for width in widths]
         say(
             {
@@ -375,8 +385,9 @@ def _rounds(
             np.repeat(np.arange(len(mine), dtype=np.int32), [len(block) for block in mine]),
             warmup,
             bool(done),
-            bool(settled and not _drifts(values, plan["interval"])),
+            bool(settled and not drifts(values, plan["interval"])),
             worker.waited,
+            worker.joules,
         )
         for worker, mine, values, (warmup, settled), done in zip(
             workers, blocks, medians, warm, narrow
@@ -390,10 +401,10 @@ def _warm_up(workers: list[_Worker], limit: float) -> list[tuple[int, bool]]:
     calls, spent = [0 for _ in workers], [0.0 for _ in workers]
 
     def steady(values: list[float]) -> bool:
-        if len(values) < _STEADY_BLOCKS:
+        if len(values) < STEADY_BLOCKS:
             return False
-        last = values[-_STEADY_BLOCKS:]
-        return max(last) - min(last) <= _STEADY_SHARE * float(np.median(last))
+        last = values[-STEADY_BLOCKS:]
+        return max(last) - min(last) <= STEADY_SHARE * float(np.median(last))
 
     while not all(map(steady, medians)) and max(spent) < limit:
         for position, worker in enumerate(workers):
@@ -404,22 +415,26 @@ def _warm_up(workers: list[_Worker], limit: float) -> list[tuple[int, bool]]:
     return [(count, steady(values)) for count, values in zip(calls, medians)]
 
 
-def _relative_width(medians: np.ndarray) -> float:
+def relative_width(medians: np.ndarray) -> float:
+    """Width of the 95 % interval of the blocks' median, as a share of it."""
     interval = quantile_interval(medians, 0.5)
     return float("inf") if interval is None else (interval[1] - interval[0]) / np.median(medians)
 
 
-def _drifts(medians: np.ndarray, interval: float) -> bool:
+def drifts(medians: np.ndarray, interval: float) -> bool:
     """Whether the first and the last third differ by more than noise of the asked width allows."""
     third = len(medians) // 3
     if third < 2:
         return False
     first, last = np.median(medians[:third]), np.median(medians[-third:])
-    return bool(abs(last - first) > max(_STEADY_SHARE, 2 * interval) * np.median(medians))
+    return bool(abs(last - first) > max(STEADY_SHARE, 2 * interval) * np.median(medians))
 
 
 class _Worker:
-    """The near end of a worker process. `waited` is how long its blocks had to wait for a core."""
+    """The near end of a worker process.
+
+    `waited` is how long its blocks had to wait for a core, `joules` what the processor spent in them.
+    """
 
     def __init__(
         self,
@@ -435,6 +450,7 @@ class _Worker:
         }  # fmt: skip
         self.load = {key: model[key] for key in ("runtime", "path", "threads", "precision")}
         self.waited = 0.0
+        self.joules: float | None = 0.0
         self._process, self._log = process, log
         self._confinement, self._memory = confinement, memory
 
@@ -464,7 +480,10 @@ class _Worker:
 
     def block(self, seconds: float) -> np.ndarray:
         """Seconds of each call of one block."""
+        before = energy.counters()
         answer = self.ask(do="block", seconds=seconds)
+        spent = energy.joules(before, energy.counters())
+        self.joules = None if spent is None or self.joules is None else self.joules + spent
         self.waited += answer["waited"] or 0.0
         return np.frombuffer(base64.b64decode(answer["samples"]), "<i8") / 1e9
 

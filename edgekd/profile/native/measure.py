@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from edgekd.errors import StageError
-from edgekd.profile.device.measure import _drifts, _relative_width
+from edgekd.profile.device.measure import drifts, relative_width
 from edgekd.profile.native.tool import Figures, Job, Tool
 from edgekd.profile.parcel import content_path
 
@@ -180,7 +180,7 @@ def _rounds(
             model.blocks.append(_run(device, tool, model.job)[0])
         medians = [np.array([block.median for block in model.blocks]) for model in models]
         spent = [float(m.sum()) * model.job.calls for m, model in zip(medians, models, strict=True)]
-        widths = [_relative_width(values) for values in medians]
+        widths = [relative_width(values) for values in medians]
         narrow = [width < plan["interval"] for width in widths]
         say(
             {
@@ -194,7 +194,7 @@ def _rounds(
         if (all(narrow) and min(spent) >= plan["min_seconds"]) or max(spent) >= plan["max_seconds"]:
             break
     return [
-        {"conclusive": bool(done), "steady": not _drifts(values, plan["interval"])}
+        {"conclusive": bool(done), "steady": not drifts(values, plan["interval"])}
         for done, values in zip(narrow, medians, strict=True)
     ]
 

@@ -30,10 +30,10 @@ class OnnxRuntimePerfTest:
 
     def one_node(self, folder: Path) -> list[Path]:
         """One Identity node."""
-        from edgekd.profile.device.runtimes.onnxruntime import _ONE_NODE
+        from edgekd.profile.device.runtimes.onnxruntime import ONE_NODE
 
         path = folder / "one_node.onnx"
-        path.write_bytes(_ONE_NODE)
+        path.write_bytes(ONE_NODE)
         return [path]
 
     def describe(self, path: Path) -> tuple[str, bool]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 # An ONNX model (opset 13) of one Identity node on a float of shape (1,).
-_ONE_NODE = base64.b64decode(
+ONE_NODE = base64.b64decode(
     "CAg6NwoQCgF4EgF5IghJZGVudGl0eRIBZ1oPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEA0="
 )
 # Models (opset 13) of one node y = x·w on (n, n): MatMul of floats, MatMulInteger of uint8 by int8.
@@ -160,7 +160,7 @@ class OnnxRuntime:
         """A session of one Identity node."""
         import numpy as np
 
-        _open(_ONE_NODE, 1).run(None, {"x": np.zeros(1, np.float32)})
+        _open(ONE_NODE, 1).run(None, {"x": np.zeros(1, np.float32)})
 
 
 def _per_run(
