@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from markupsafe import Markup
@@ -14,7 +13,7 @@ from edgekd.config.schema import dimension
 from edgekd.errors import UsageError
 from edgekd.report import plots
 from edgekd.report.comparison import figure_text, interval_text, points_text
-from edgekd.report.contents import ROLES, Contents
+from edgekd.report.contents import ROLES, Contents, arrays
 from edgekd.report.plots import Plot
 from edgekd.results import Accuracy, Interval, Parity, Role, Variant
 from edgekd.statistics import paired_difference
@@ -125,36 +124,44 @@ def answers(contents: Contents, run: Run) -> tuple[Answers, ...]:
         for p in contents.verify.files
         if p.runtime == runtime and p.role == "student" and p.format == pair["student"].format
     )
+    names = {v: "student" if v == "f32" else f"student-{v}" for v in variants}
+    wanted = [f"{runtime}/{name}" for name in ("teacher", *names.values())]
+    found = arrays(path, ["labels", "indices", *wanted], what="the test split's logits")
     classes = len(contents.models["student"].card.classes)
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return tuple(_answers(archive, runtime, variant, classes) for variant in variants)
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    if not _valid(found, wanted, classes):
         raise UsageError(
-            f"not an archive of the test split's logits: {error}",
+            "is of other models or classes than this run has",
             where=str(path),
             fix="run edgekd verify with --force",
-        ) from None
+        )
+    return tuple(
+        Answers(
+            runtime,
+            variant,
+            found["labels"],
+            found[wanted[0]].argmax(1),
+            found[f"{runtime}/{name}"].argmax(1),
+            found["indices"],
+            {"teacher": found[wanted[0]], "student": found[f"{runtime}/{name}"]},
+        )
+        for variant, name in names.items()
+    )
 
 
-def _answers(archive: Any, runtime: str, variant: Variant, classes: int) -> Answers:
-    names: dict[Role, str] = {
-        "teacher": "teacher",
-        "student": "student" if variant == "f32" else f"student-{variant}",
-    }
-    labels, indices = archive["labels"], archive["indices"]
-    logits = {role: archive[f"{runtime}/{name}"] for role, name in names.items()}
-    for values in logits.values():
-        if values.shape != (len(labels), classes) or not np.isfinite(values).all():
-            raise ValueError(f"logits of shape {values.shape} for {len(labels)} labels")
-    if indices.shape != labels.shape or (
-        len(labels) and not 0 <= labels.min() <= labels.max() < classes
-    ):
-        raise ValueError("its labels are not classes")  # fmt: skip
-    answer = {role: values.argmax(1) for role, values in logits.items()}
-    return Answers(
-        runtime, variant, labels, answer["teacher"], answer["student"], indices, logits
-    )  # fmt: skip
+def _valid(found: dict[str, np.ndarray], wanted: list[str], classes: int) -> bool:
+    """Whether there is an answer of every file to every sample."""
+    if not {"labels", "indices", *wanted} <= found.keys():
+        return False
+    labels, indices = found["labels"], found["indices"]
+    if labels.dtype.kind not in "iu" or labels.ndim != 1 or indices.shape != labels.shape:
+        return False
+    if len(labels) == 0 or not 0 <= labels.min() <= labels.max() < classes:
+        return False
+    logits = [found[name] for name in wanted]
+    return all(
+        a.shape == (len(labels), classes) and a.dtype.kind == "f" and np.isfinite(a).all()
+        for a in logits
+    )
 
 
 def changes(a: Answers, classes: tuple[str, ...]) -> Changes:
@@ -164,8 +171,7 @@ def changes(a: Answers, classes: tuple[str, ...]) -> Changes:
     total = len(a.labels)
 
     def count(chosen: np.ndarray | slice) -> list[int]:
-        counts: list[int] = np.bincount(a.labels[chosen], minlength=len(classes)).tolist()
-        return counts
+        return [int(n) for n in np.bincount(a.labels[chosen], minlength=len(classes))]
 
     of_each = zip(
         classes,

@@ -20,6 +20,7 @@ from edgekd.results import (
     Role,
     Variant,
 )
+from edgekd.statistics import wilson
 
 # What a gain above 1 is called, and below 1.
 _WORDS: dict[str, tuple[str, str]] = {
@@ -137,6 +138,17 @@ def interval_text(interval: Interval, dimension: Dimension) -> str:
 def points_text(difference: float) -> str:
     """A signed difference of two shares in percentage points: "−0.74 points"."""
     return f"{difference * 100:+.2f} points".replace("-", "−")
+
+
+def deployed_accuracy(contents: Contents, m: Measurement) -> Value | None:
+    """Test accuracy of a measured file in its runtime: as verified here, or as the device found it."""
+    for p in contents.verify.files if contents.verify else ():
+        if (p.role, p.runtime, p.format, p.variant) == (m.role, m.runtime, m.format, m.variant):
+            return Value(p.accuracy.value, "share", p.accuracy.interval)
+    if m.device_parity is None:
+        return None
+    share, samples = m.device_parity.accuracy, m.device_parity.samples
+    return Value(share, "share", wilson(round(share * samples), samples))
 
 
 def groups(contents: Contents) -> list[Group]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import zipfile
-from collections.abc import Callable, Mapping
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+from zipfile import BadZipFile
 
 from edgekd.errors import UsageError
 from edgekd.results import (
@@ -110,6 +111,27 @@ def read(run: Run) -> Contents:
     )
 
 
+def arrays(path: Path, names: Iterable[str] | None, *, what: str) -> dict[str, np.ndarray]:
+    """Those of the named arrays that an .npz file has, or all of them; none without the file.
+
+    Raises UsageError when it is not an archive of plain arrays.
+    """
+    import numpy as np
+
+    if not path.is_file():
+        return {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            wanted = set(archive.files) if names is None else set(names) & set(archive.files)
+            return {name: np.asarray(archive[name]) for name in sorted(wanted)}
+    except (OSError, ValueError, TypeError, EOFError, AttributeError, BadZipFile, zlib.error):
+        raise UsageError(
+            f"not an archive of {what}",
+            where=str(path),
+            fix=f"run edgekd {path.parent.name} with --force",
+        ) from None
+
+
 def contents_of(profile: ProfileReport) -> Contents:
     """A profile alone, which no run holds."""
     from edgekd.pipeline.run import Manifest
@@ -125,16 +147,6 @@ def latency_samples(run: Run) -> dict[str, np.ndarray]:
     """
     import numpy as np
 
-    path = run.path / "profile/samples.npz"
-    if not path.is_file():
-        return {}
-    try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as archive:
-            arrays = {name: np.asarray(archive[name], dtype=np.float64) for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"not an archive of latency samples: {error}",
-            where=str(path),
-            fix="run edgekd profile with --force",
-        ) from None
-    return {name: a[np.isfinite(a) & (a > 0)] for name, a in arrays.items() if a.ndim == 1}
+    found = arrays(run.path / "profile/samples.npz", None, what="latency samples")
+    numbers = {name: a.astype(np.float64) for name, a in found.items() if a.dtype.kind in "uif"}
+    return {name: a[np.isfinite(a) & (a > 0)] for name, a in numbers.items() if a.ndim == 1}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from markupsafe import Markup
 
 from edgekd.errors import UsageError
 from edgekd.report.classes import Answers
+from edgekd.report.contents import arrays
 from edgekd.results import InputSpec
 
 if TYPE_CHECKING:
@@ -52,28 +52,34 @@ def examples(
     Raises UsageError when `verify/examples.npz` is not what the stage wrote.
     """
     path = run.path / "verify/examples.npz"
-    if not found or not path.is_file():
+    kept = arrays(path, None, what="test samples")
+    if not found or not kept:
         return ()
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            positions, inputs = archive["positions"], archive["inputs"]
-        if inputs.shape != (len(positions), *spec.shape) or inputs.dtype.kind not in "uif":
-            raise ValueError(f"{len(positions)} inputs of shape {inputs.shape[1:]}")
-        if len(positions) and not 0 <= positions.min() <= positions.max() < len(found[0].labels):
-            raise ValueError("positions outside the test split")
-        if not np.isfinite(inputs).all():
-            raise ValueError("inputs that are not finite")
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    if not _valid(kept, spec, len(found[0].labels)):
         raise UsageError(
-            f"not an archive of test samples: {error}",
+            "is of other inputs than this run has",
             where=str(path),
             fix="run edgekd verify with --force",
-        ) from None
+        )
+    positions, inputs = kept["positions"], kept["inputs"]
     shown = [
         _example(int(position), raw, found, classes, spec)
         for position, raw in zip(positions.tolist(), inputs, strict=True)
     ]
     return tuple(sorted(shown, key=lambda example: not example.lost))
+
+
+def _valid(kept: dict[str, np.ndarray], spec: InputSpec, samples: int) -> bool:
+    """Whether these are inputs of the models, from the test split."""
+    if not {"positions", "inputs"} <= kept.keys():
+        return False
+    positions, inputs = kept["positions"], kept["inputs"]
+    if positions.dtype.kind not in "iu" or inputs.dtype.kind not in "uif":
+        return False
+    if positions.ndim != 1 or inputs.shape != (len(positions), *spec.shape):
+        return False
+    inside = ((positions >= 0) & (positions < samples)).all()
+    return bool(inside and np.isfinite(inputs).all())
 
 
 def _example(

@@ -16,6 +16,7 @@ from edgekd.report.comparison import (
     Group,
     Place,
     Row,
+    deployed_accuracy,
     figure_text,
     groups,
     interval_text,
@@ -156,24 +157,17 @@ def _tile(label: str, group: Group, row: Row) -> Tile:
 
 def _pareto(contents: Contents) -> Iterator[Plot]:
     """One plot per target: latencies of different devices are not for choosing between."""
-    if contents.profile is None or contents.verify is None:
-        return
-    accuracies = {_file(p): p.accuracy for p in contents.verify.files}
-    targets = dict.fromkeys(m.target for m in contents.profile.measurements)
+    measured = contents.profile.measurements if contents.profile else ()
+    known = [(m, a) for m in measured if (a := deployed_accuracy(contents, m)) and a.interval]
+    targets = dict.fromkeys(m.target for m, _ in known)
     for position, target in enumerate(list(targets)[:_MOST_PLACES_PLOTTED]):
-        pairs = [
-            (m, accuracies[_file(m)])
-            for m in contents.profile.measurements
-            if m.target == target and _file(m) in accuracies
-        ]
-        if not pairs:
-            continue
+        pairs = [(m, a, a.interval) for m, a in known if m.target == target and a.interval]
         title = f"Test accuracy against p50 latency on {target}"
         points = [
             plots.Point(
-                m.role, runs_as(m), m.latency.p50, m.latency.p50_interval, a.value, a.interval
+                m.role, runs_as(m), m.latency.p50, m.latency.p50_interval, a.number, interval
             )
-            for m, a in pairs
+            for m, a, interval in pairs
         ]
         yield Plot(
             title,
@@ -185,10 +179,10 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
                     runs_as(m),
                     figure_text(m.latency.p50, "time"),
                     interval_text(m.latency.p50_interval, "time"),
-                    figure_text(a.value, "share"),
-                    interval_text(a.interval, "share"),
+                    a.text,
+                    interval_text(interval, "share"),
                 )
-                for m, a in pairs
+                for m, a, interval in pairs
             ),
         )
 
@@ -230,10 +224,6 @@ def _distributions(contents: Contents, run: Run) -> Iterator[Plot]:
                 for role in values
             ),
         )
-
-
-def _file(record: Measurement | Parity) -> tuple[str, str, str, str]:
-    return record.role, record.runtime, record.format, record.variant
 
 
 def runs_as(m: Measurement) -> str:

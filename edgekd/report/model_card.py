@@ -17,6 +17,7 @@ from edgekd.report import checks
 from edgekd.report.comparison import Value
 from edgekd.report.contents import Contents
 from edgekd.report.sbom import installed, licence_text
+from edgekd.report.text import one_line
 from edgekd.results import ExportedFile
 
 # The parts of a configuration that make up the recipe.
@@ -96,7 +97,7 @@ def _escaped(value: object) -> object:
     """Text in which no character is markup: none of Markdown's or GitHub's, and none of HTML's."""
     if isinstance(value, Markup):
         return value
-    line = " ".join(str(value).split())
+    line = " ".join(one_line(str(value)).split())
     line = re.sub(r"([\\`*_{}\[\]#|~@$])", r"\\\1", line)
     line = line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     # A value may begin a line: no list, rule or heading; and no bare address becomes a link.
@@ -110,6 +111,6 @@ def _first(match: re.Match[str]) -> str:
 
 def _code(text: str) -> Markup:
     """A block of code that its own text cannot end."""
-    text = text.rstrip("\n")
+    text = "\n".join(map(one_line, text.rstrip("\n").split("\n")))
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return Markup(f"{fence}text\n{text}\n{fence}")

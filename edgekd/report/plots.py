@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import re
-import unicodedata
 import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 
 from edgekd.config.units import Dimension, format_quantity
 from edgekd.report.contents import ROLES
+from edgekd.report.text import one_line
 from edgekd.results import History, Interval, Role
 
 # Stand-ins that become CSS once the SVG is written, so that one plot serves light, dark and print.
@@ -562,22 +562,10 @@ def _kept(history: History) -> int | None:
 
 def _label(text: str, length: int = 24) -> str:
     """A name as a plot can show it: one line, no control characters, not too long."""
-    plain = "".join(
-        " " if character.isspace() else "\ufffd" if _unprintable(character) else character
-        for character in text
-    )
+    plain = one_line(text)
     # Matplotlib leaves out of a legend what starts with an underscore.
     plain = f"\u200b{plain}" if plain.startswith("_") else plain
     return plain if len(plain) <= length else plain[: length - 1] + "…"
-
-
-def _unprintable(character: str) -> bool:
-    """What XML forbids, and what would turn the direction of the text around it."""
-    return (
-        unicodedata.category(character) in ("Cc", "Cs", "Cn")
-        or "\u202a" <= character <= "\u202e"
-        or "\u2066" <= character <= "\u2069"
-    )
 
 
 def _svg(figure: Figure, name: str, title: str) -> str:
@@ -594,20 +582,21 @@ def _svg(figure: Figure, name: str, title: str) -> str:
 def _inline(svg: str, name: str, title: str) -> str:
     """Rewrite what Matplotlib wrote so that several plots fit one page and follow its theme."""
     root = ElementTree.fromstring(svg)
-    used = set(re.findall(r"#([\w-]+)", " ".join(_references(root))))
+    used = dict.fromkeys(re.findall(r"#([\w-]+)", " ".join(_references(root))))
+    short = {identifier: f"{name}-{number}" for number, identifier in enumerate(used)}
     _drop(root, {"metadata", "style"})
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         attributes = {key.rpartition("}")[2]: value for key, value in element.attrib.items()}
-        if attributes.get("id") not in used:
+        if attributes.get("id") not in short:
             attributes.pop("id", None)
+        written = {key: _attribute(key, value, short) for key, value in attributes.items()}
         element.attrib.clear()
-        element.attrib.update(
-            {key: _attribute(key, value, name) for key, value in attributes.items()}
-        )
+        element.attrib.update({key: value for key, value in written.items() if value})
         if element.tag != "text":
             element.text = None
         element.tail = None
+    _unwrap(root)
     box = root.attrib["viewBox"]
     root.attrib.clear()
     root.attrib.update({"viewBox": box, "role": "img", "aria-labelledby": f"{name}-title"})
@@ -634,16 +623,52 @@ def _drop(root: ElementTree.Element, tags: set[str]) -> None:
                 parent.remove(child)
 
 
-def _attribute(key: str, value: str, name: str) -> str:
-    """Ids are made the plot's own; stand-in colours become CSS, and the font is the page's."""
+def _unwrap(parent: ElementTree.Element) -> None:
+    """Put the children of groups that say nothing in the groups' place, and drop empty ones."""
+    children = []
+    for child in list(parent):
+        _unwrap(child)
+        bare = child.tag in ("g", "defs") and not child.attrib
+        if not bare or (child.tag == "defs" and len(child)):
+            children.append(child)
+        else:
+            children.extend(child)
+    parent[:] = children
+
+
+# What the style sheet says of every plot.
+_DEFAULT_STYLES = re.compile(
+    r"stroke-line(cap|join): \w+|font-family: .*|font-size: 11px|text-anchor: start|stroke-width: 1"
+)
+
+
+def _attribute(key: str, value: str, short: Mapping[str, str]) -> str:
+    """Ids are made the plot's own; stand-in colours become CSS, and the font is the page's.
+
+    Lengths are rounded to what can be seen; empty when nothing is left to say.
+    """
     match key:
         case "id":
-            return f"{name}-{value}"
+            return short[value]
         case "href":
-            return value.replace("#", f"#{name}-", 1)
+            return f"#{short[value[1:]]}"
+        case "clip-path":
+            return re.sub(r"#([\w-]+)", lambda match: f"#{short[match[1]]}", value)
+        case "transform" if value.startswith("rotate(-0 "):
+            return ""
+        case "d" | "x" | "y" | "width" | "height" | "transform":
+            return re.sub(r"\s+", " ", re.sub(r"-?\d+\.\d+", _rounded, value)).strip()
         case "style":
-            kept = [part for part in value.split("; ") if not part.startswith("font-family")]
-            value = "; ".join(kept)
+            kept = [p for p in value.split("; ") if not _DEFAULT_STYLES.fullmatch(p)]
+            value = ";".join(kept).replace(": ", ":")
             for stand_in, css in _CSS.items():
                 value = value.replace(stand_in, css)
-    return value.replace("url(#", f"url(#{name}-")
+            return re.sub(r"url\(#([\w-]+)", lambda match: f"url(#{short[match[1]]}", value)
+    return value
+
+
+def _rounded(match: re.Match[str]) -> str:
+    """A tenth of a pixel; a hundredth of the small numbers that marks are drawn with."""
+    number = float(match[0])
+    text = f"{number:.1f}" if abs(number) >= 20 else f"{number:.2f}"
+    return text.rstrip("0").rstrip(".")

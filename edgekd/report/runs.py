@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -15,9 +14,9 @@ import numpy as np
 from edgekd.errors import UsageError
 from edgekd.gate.baseline import conditions
 from edgekd.pipeline.run import Run
-from edgekd.report.comparison import Change, Value, Words, change_of, points_text
-from edgekd.report.contents import Contents, read
-from edgekd.results import ExportedFile, Interval, Measurement, Parity, Role, Variant
+from edgekd.report.comparison import Change, Value, Words, change_of, deployed_accuracy, points_text
+from edgekd.report.contents import Contents, arrays, read
+from edgekd.results import ExportedFile, Interval, Measurement, Role, Variant
 from edgekd.statistics import paired_difference
 
 MOST_RUNS = 8
@@ -55,13 +54,16 @@ class Side:
         measured = self.contents.profile.measurements if self.contents.profile else ()
         return next((m for m in measured if _measured_at(m) == place), None)
 
-    def parity(self, place: Place) -> Parity | None:
-        """Accuracy and agreement of that file in that runtime."""
+    def accuracy(self, place: Place) -> Value | None:
+        """Test accuracy of that file in that runtime."""
+        m = self.measurement(place)
+        if m is not None:
+            return deployed_accuracy(self.contents, m)
         wanted = (place.runtime, place.format, place.role, place.variant)
-        verified = self.contents.verify.files if self.contents.verify else ()
-        return next(
-            (p for p in verified if (p.runtime, p.format, p.role, p.variant) == wanted), None
-        )
+        for p in self.contents.verify.files if self.contents.verify else ():
+            if (p.runtime, p.format, p.role, p.variant) == wanted:
+                return Value(p.accuracy.value, "share", p.accuracy.interval)
+        return None
 
     def file(self, place: Place) -> ExportedFile | None:
         """The file itself."""
@@ -80,7 +82,7 @@ class Side:
         """Which test samples the file at a place answers rightly."""
         name = place.role if place.variant == "f32" else f"{place.role}-{place.variant}"
         found = _arrays(self.path, "labels", f"{place.runtime}/{name}")
-        if found is None or found[1].ndim != 2 or len(found[0]) != len(found[1]):
+        if found is None or found[1].ndim != 2 or found[0].shape != found[1].shape[:1]:
             return None
         return np.asarray(found[1].argmax(1) == found[0])
 
@@ -189,14 +191,11 @@ def _measured_at(m: Measurement) -> Place:
 
 
 def _lines(sides: Sequence[Side], place: Place) -> Iterator[Line]:
-    verified = [side.parity(place) for side in sides]
     measured = [side.measurement(place) for side in sides]
-    if any(verified):
-        yield Line(
-            "test accuracy",
-            tuple(_accuracy(p) for p in verified),
-            (None, *(_accuracy_change(sides[0], side, place) for side in sides[1:])),
-        )
+    accuracies = tuple(side.accuracy(place) for side in sides)
+    if any(accuracies):
+        changes = (_accuracy_change(sides[0], side, place) for side in sides[1:])
+        yield Line("test accuracy", accuracies, (None, *changes))
     if any(measured):
         latencies = [
             Value(m.latency.p50, "time", m.latency.p50_interval) if m else None for m in measured
@@ -211,10 +210,6 @@ def _lines(sides: Sequence[Side], place: Place) -> Iterator[Line]:
     files = [side.file(place) for side in sides]
     if any(files):
         yield _line("file size", [Value(f.size, "bytes") if f else None for f in files], "size")
-
-
-def _accuracy(p: Parity | None) -> Value | None:
-    return Value(p.accuracy.value, "share", p.accuracy.interval) if p else None
 
 
 def _line(label: str, values: Sequence[Value | None], words: Words, note: str = "") -> Line:
@@ -272,21 +267,9 @@ def _same_split(first: Side, side: Side) -> bool:
 
 
 def _arrays(path: Path, *names: str) -> list[np.ndarray] | None:
-    """Arrays of `verify/logits.npz`; None when any is not there. Raises UsageError for another file."""
-    file = path / "verify/logits.npz"
-    if not file.is_file():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            if not set(names) <= set(archive.files):
-                return None
-            return [np.asarray(archive[name]) for name in names]
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"not an archive of the test split's logits: {error}",
-            where=str(file),
-            fix="run edgekd verify with --force",
-        ) from None
+    """Arrays of `verify/logits.npz`; None when any is not there."""
+    found = arrays(path / "verify/logits.npz", names, what="the test split's logits")
+    return [found[name] for name in names] if len(found) == len(names) else None
 
 
 def _settings(sides: Sequence[Side]) -> Iterator[Setting]:

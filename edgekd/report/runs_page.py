@@ -10,12 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from edgekd.report import plots
-from edgekd.report.comparison import figure_text, interval_text
+from edgekd.report.comparison import Value, deployed_accuracy, figure_text, interval_text
 from edgekd.report.html import runs_as
 from edgekd.report.page import page
 from edgekd.report.plots import Plot
 from edgekd.report.runs import Line, Side, SideBySide
-from edgekd.results import Accuracy, Measurement
+from edgekd.report.text import one_line
+from edgekd.results import Interval, Measurement
 
 _MOST_TARGETS = 12
 
@@ -28,16 +29,16 @@ def render(compared: SideBySide) -> str:
 def _pareto(compared: SideBySide) -> Iterator[Plot]:
     """One plot per target with the files of every run."""
     found = [(side, *file) for side in compared.sides for file in _measured(side)]
-    targets = list(dict.fromkeys(m.target for _, m, _ in found))[:_MOST_TARGETS]
+    targets = list(dict.fromkeys(m.target for _, m, _, _ in found))[:_MOST_TARGETS]
     for position, target in enumerate(targets):
-        here = [(side, m, a) for side, m, a in found if m.target == target]
+        here = [entry for entry in found if entry[1].target == target]
         title = f"Test accuracy against p50 latency on {target}"
         points = [
             plots.Point(
-                side.name, runs_as(m), m.latency.p50, m.latency.p50_interval, a.value, a.interval,
+                side.name, runs_as(m), m.latency.p50, m.latency.p50_interval, a.number, interval,
                 hollow=m.role == "teacher",
             )
-            for side, m, a in here
+            for side, m, a, interval in here
         ]  # fmt: skip
         yield Plot(
             title,
@@ -50,23 +51,21 @@ def _pareto(compared: SideBySide) -> Iterator[Plot]:
                     runs_as(m),
                     figure_text(m.latency.p50, "time"),
                     interval_text(m.latency.p50_interval, "time"),
-                    figure_text(a.value, "share"),
-                    interval_text(a.interval, "share"),
+                    a.text,
+                    interval_text(interval, "share"),
                 )
-                for side, m, a in here
+                for side, m, a, interval in here
             ),
             "Hollow marks are teachers, filled ones students.",
         )
 
 
-def _measured(side: Side) -> Iterator[tuple[Measurement, Accuracy]]:
+def _measured(side: Side) -> Iterator[tuple[Measurement, Value, Interval]]:
     """Every measured file whose accuracy is known."""
-    verified = side.contents.verify.files if side.contents.verify else ()
-    accuracies = {(p.role, p.runtime, p.format, p.variant): p.accuracy for p in verified}
     for m in side.contents.profile.measurements if side.contents.profile else ():
-        accuracy = accuracies.get((m.role, m.runtime, m.format, m.variant))
-        if accuracy is not None:
-            yield m, accuracy
+        accuracy = deployed_accuracy(side.contents, m)
+        if accuracy and accuracy.interval:
+            yield m, accuracy, accuracy.interval
 
 
 def terminal(compared: SideBySide) -> RenderableType:
@@ -77,22 +76,25 @@ def terminal(compared: SideBySide) -> RenderableType:
         table = _table(group.place.title, names)
         for line in group.lines:
             table.add_row(Text(line.label), *(_cell(line, i) for i in range(len(names))))
-        parts += [table, *(Text(f"{x.label}: {x.note}", "yellow") for x in group.lines if x.note)]
+        parts += [
+            table,
+            *(Text(one_line(f"{x.label}: {x.note}"), "yellow") for x in group.lines if x.note),
+        ]
         parts.append(Text(""))
     if compared.settings:
         table = _table("configured otherwise", names)
         for setting in compared.settings:
-            table.add_row(Text(setting.key), *map(Text, setting.values))
+            table.add_row(Text(one_line(setting.key)), *(Text(one_line(v)) for v in setting.values))
         parts += [table, Text("")]
-    parts += [Text(f"warning: {warning}", "yellow") for warning in compared.warnings]
+    parts += [Text(one_line(f"warning: {warning}"), "yellow") for warning in compared.warnings]
     return Group(*parts)
 
 
 def _table(title: str, names: list[str]) -> Table:
     table = Table(box=None, padding=(0, 2), pad_edge=False)
-    table.add_column(Text(title, "bold"), overflow="fold")
+    table.add_column(Text(one_line(title), "bold"), overflow="fold")
     for name in names:
-        table.add_column(Text(name), justify="right", overflow="fold")
+        table.add_column(Text(one_line(name)), justify="right", overflow="fold")
     return table
 
 

@@ -112,16 +112,16 @@ def _needs(package: importlib.metadata.Distribution, extras: tuple[str, ...] = (
 
 def licences(package: importlib.metadata.Distribution) -> list[dict[str, Any]]:
     """What the package's metadata says of its licence, the most exact first; as CycloneDX has it."""
-    fields = package.metadata
-    (expression,) = fields.get_all("License-Expression") or ("",)
+    fields = package.metadata.json
+    expression = fields.get("license_expression")
     if expression:
-        return [{"expression": expression}]
+        return [{"expression": str(expression)}]
     classified = [
         text.rpartition("::")[2].strip()
-        for text in fields.get_all("Classifier") or ()
+        for text in fields.get("classifier", ())
         if text.startswith("License ::") and text.count("::") > 1
     ]
-    free = " ".join(" ".join(fields.get_all("License") or ()).split())
+    free = " ".join(str(fields.get("license") or "").split())
     if classified:
         return [_named(name) for name in dict.fromkeys(classified)]
     return [_named(free if 0 < len(free) <= _LONGEST else "unknown")]

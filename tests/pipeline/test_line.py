@@ -77,7 +77,8 @@ def test_a_complete_run_has_every_artifact(finished):
     for name in (
         "run.json", "report.html", "report.json", "teacher/model.safetensors",
         "student/model.safetensors", "export/student.onnx", "export/student.xml",
-        "export/teacher.bin", "verify/parity.json", "profile/profile.json", "gate/gate.json",
+        "export/teacher.bin", "verify/parity.json", "verify/logits.npz", "verify/examples.npz",
+        "profile/profile.json", "gate/gate.json", "MODEL_CARD.md", "sbom.json",
     ):  # fmt: skip
         assert (finished.path / name).stat().st_size > 0, name
     assert finished.exit_code == 0
@@ -169,6 +170,38 @@ def test_a_touched_artifact_is_still_what_it_was(run):
 
 def test_force_does_a_stage_again(run):
     assert line(run.path, force="gate")[1] == ["gate"]
+
+
+def test_renewing_the_report_keeps_the_command_that_made_the_run(run):
+    config, base = api.resolve(TINY)
+
+    def again(config, **arguments):
+        run_line(config, base=base, out=run.path, progress=Silent(), **arguments)
+        return run.manifest.command
+
+    assert again(config, force="report", command="edgekd report tiny") == "test"
+    changed, _ = api.resolve({**TINY, "name": "other"})
+    assert again(changed, command="edgekd report tiny --set name=other").endswith("name=other")
+
+
+def test_verify_keeps_samples_that_only_one_model_gets_right_and_none_where_none_may_be(run):
+    def kept():
+        with np.load(run.path / "verify/examples.npz", allow_pickle=False) as examples:
+            return examples["positions"], examples["inputs"]
+
+    with np.load(run.path / "verify/logits.npz", allow_pickle=False) as logits:
+        labels, indices = logits["labels"], logits["indices"]
+        right = [logits[f"pytorch/{role}"].argmax(1) == labels for role in ("teacher", "student")]
+    positions, inputs = kept()
+    assert 0 < len(positions) <= 12
+    assert (right[0] != right[1])[positions].all()
+    from sklearn.datasets import load_digits
+
+    images = load_digits().images[indices[positions]]
+    np.testing.assert_array_equal(inputs.reshape(images.shape), images)
+    assert line(run.path, verify={"examples": 0})[1] == ["verify", "gate", "report"]
+    assert len(kept()[0]) == 0
+    assert "data:image" not in (run.path / "report.html").read_text(encoding="utf-8")
 
 
 def test_until_stops_there(tmp_path):

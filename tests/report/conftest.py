@@ -8,6 +8,7 @@ import pytest
 from edgekd.artifacts import sha256_file, write_bytes, write_text
 from edgekd.config.schema import Config
 from edgekd.pipeline.run import Artifact, Manifest, Run, StageRecord
+from edgekd.report.html import render
 from edgekd.results import (
     Accuracy,
     Check,
@@ -326,3 +327,9 @@ def builder(tmp_path):
 def finished(tmp_path_factory):
     """A complete run, never changed by a test."""
     return Builder(tmp_path_factory.mktemp("report") / "digits").build()
+
+
+@pytest.fixture(scope="session")
+def source(finished):
+    """The HTML of the complete run."""
+    return render(finished)

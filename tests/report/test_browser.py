@@ -3,6 +3,7 @@
 import re
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from edgekd.report.html import render
@@ -29,10 +30,40 @@ def folder(tmp_path_factory):
     runs = [Builder(folder / "plain").build(), hostile.build()]
     for run in runs:
         operators_report().write(run.path / "profile/operators.json")
+        if run is runs[0]:
+            with_int8(run)
         (folder / f"{run.path.name}.html").write_text(render(run), encoding="utf-8")
     compared = render_compared(side_by_side([run.path for run in runs]))
     (folder / "compare.html").write_text(compared, encoding="utf-8")
     return folder
+
+
+def with_int8(run):
+    """The run as if the student had INT8 files too."""
+
+    def copies(records, **changes):
+        students = [r for r in records if getattr(r, "role", "student") == "student"]
+        return (*records, *(r.model_copy(update={"variant": "int8", **changes}) for r in students))
+
+    profile, verify, operators = run.profile, run.verify, run.operators
+    for part, names in (
+        (profile, ("measurements", "comparisons")),
+        (verify, ("files",)),
+        (operators, ("profiles", "costs")),
+    ):
+        changed = part.model_copy(update={name: copies(getattr(part, name)) for name in names})
+        file = {"measurements": "profile/profile", "files": "verify/parity"}.get(
+            names[0], "profile/operators"
+        )
+        changed.write(run.path / f"{file}.json")
+    with np.load(run.path / "verify/logits.npz") as archive:
+        logits = dict(archive)
+    int8 = {
+        f"{name}-int8": np.roll(a, 1, axis=1)
+        for name, a in logits.items()
+        if name.endswith("/student")
+    }
+    np.savez_compressed(run.path / "verify/logits.npz", **logits, **int8)
 
 
 PAGES = ("plain.html", "hostile.html", "compare.html")

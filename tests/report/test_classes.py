@@ -12,9 +12,10 @@ from edgekd.errors import UsageError
 from edgekd.report.classes import Answers, answers, changes
 from edgekd.report.contents import read
 from edgekd.report.data import document
+from edgekd.report.examples import examples
 from edgekd.report.html import render
 from edgekd.verify.examples import pick, within
-from tests.report.test_html import HOSTILE, page, words
+from tests.report.test_html import HOSTILE, Page, page, words
 
 NAMES = ("a", "b", "c")
 
@@ -93,8 +94,8 @@ class TestPick:
         assert len(within(positions, 2**30)) == 0
 
 
-def test_the_page_shows_recall_confusions_and_examples(finished):
-    text = words(page(finished))
+def test_the_page_shows_recall_confusions_and_examples(finished, source):
+    text = words(Page(source))
     for expected in (
         "What the student lost and won",
         "Recall, student less teacher, onnxruntime",
@@ -109,8 +110,8 @@ def test_the_page_shows_recall_confusions_and_examples(finished):
     assert found.won - found.lost == student - teacher
 
 
-def test_examples_are_the_pictures_of_the_samples(finished):
-    images = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', render(finished))
+def test_examples_are_the_pictures_of_the_samples(finished, source):
+    images = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', source)
     assert len(images) == 6
     with np.load(finished.path / "verify/examples.npz") as kept:
         positions, inputs = kept["positions"], kept["inputs"]
@@ -125,17 +126,15 @@ def test_examples_are_the_pictures_of_the_samples(finished):
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 300, 200), (1, 1, 40), (13,), (1,)])
 def test_inputs_of_any_shape_have_a_picture(builder, shape):
     builder.shape = shape
-    source = render(builder.build())
-    pictures = (
-        source.count("<img ") if len(shape) == 3 and shape[1] > 1 else source.count('class="line"')
-    )
-    assert pictures == 6
-    assert len(source) < 900_000
-
-
-def test_hostile_class_names_stay_text_in_examples(builder):
-    builder.classes = (HOSTILE, *builder.classes[1:])
-    assert "<script" not in render(builder.build())
+    builder.classes = (HOSTILE, HOSTILE, HOSTILE, *builder.classes[3:])
+    run = builder.build("teacher", "distill", "verify")
+    contents = read(run)
+    card = contents.models["student"].card
+    shown = examples(run, answers(contents, run), card.classes, card.input)
+    kind = "<img " if len(shape) == 3 and shape[1] > 1 else '<svg class="line"'
+    assert [example.picture.startswith(kind) for example in shown] == [True] * 6
+    assert all(len(example.picture) < 40_000 for example in shown)
+    assert not [example for example in shown if "<script" in example.picture]
 
 
 def test_a_run_that_kept_no_answers_says_so(builder):
@@ -149,14 +148,33 @@ def test_a_run_that_kept_no_answers_says_so(builder):
 
 @pytest.mark.parametrize("name", ["logits.npz", "examples.npz"])
 def test_an_archive_that_is_none_is_one_clear_error(builder, name):
-    run = builder.build()
+    run = builder.build("teacher", "distill", "verify")
     (run.path / "verify" / name).write_bytes(b"no archive")
     with pytest.raises(UsageError, match=f"{name}: not an archive"):
         render(run)
 
 
+@pytest.mark.parametrize("broken", ["classes", "labels", "infinite", "file"])
+def test_logits_of_other_models_are_one_clear_error(builder, broken):
+    run = builder.build("teacher", "distill", "verify")
+    with np.load(run.path / "verify/logits.npz") as archive:
+        logits = dict(archive)
+    match broken:
+        case "classes":
+            logits["onnxruntime/student"] = logits["onnxruntime/student"][:, :9]
+        case "labels":
+            logits["labels"][0] = 10
+        case "infinite":
+            logits["onnxruntime/teacher"][3, 3] = np.inf
+        case "file":
+            del logits["onnxruntime/student"]
+    builder._npz("verify/logits.npz", **logits)
+    with pytest.raises(UsageError, match=r"logits\.npz: is of other models"):
+        render(run)
+
+
 def test_an_archive_of_pickles_is_refused(builder):
-    run = builder.build()
+    run = builder.build("teacher", "distill", "verify")
     np.savez(run.path / "verify/examples.npz", positions=np.array([{}]), inputs=np.array([{}]))
     with pytest.raises(UsageError, match=r"examples\.npz"):
         render(run)
@@ -168,7 +186,7 @@ def test_examples_of_another_split_are_refused(builder, positions):
     builder._npz(
         "verify/examples.npz", positions=np.array(positions), inputs=np.zeros((1, 1, 8, 8))
     )
-    with pytest.raises(UsageError, match="outside the test split"):
+    with pytest.raises(UsageError, match="other inputs"):
         render(run)
 
 

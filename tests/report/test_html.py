@@ -6,7 +6,9 @@ import re
 import pytest
 
 from edgekd.errors import UsageError
-from edgekd.report.html import render
+from edgekd.report.contents import read
+from edgekd.report.html import _pareto, render
+from edgekd.statistics import wilson
 from tests.report.conftest import rewrite
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^2$\\frac{1}{2}"
@@ -50,8 +52,7 @@ def words(parsed):
     return " ".join(parsed.text.split())
 
 
-def test_the_page_loads_nothing_and_runs_nothing(finished):
-    source = render(finished)
+def test_the_page_loads_nothing_and_runs_nothing(source):
     parsed = Page(source)
     assert not {tag for tag, _ in parsed.tags} & {"script", "iframe", "object", "embed", "form"}
     for _, attributes in parsed.tags:
@@ -68,23 +69,22 @@ def test_the_page_loads_nothing_and_runs_nothing(finished):
     assert not re.search(r"@import|url\((?!#)", source)
 
 
-def test_identifiers_are_unique_and_links_in_the_page_have_a_target(finished):
-    source = render(finished)
+def test_identifiers_are_unique_and_links_in_the_page_have_a_target(source):
     identifiers = re.findall(r'\bid="([^"]+)"', source)
     assert len(identifiers) == len(set(identifiers))
     targets = re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)|labelledby="([^"]+)"', source)
     assert {"".join(t) for t in targets} <= set(identifiers)
 
 
-def test_it_tells_the_verdict_first_and_every_budget(finished):
-    text = words(page(finished))
+def test_it_tells_the_verdict_first_and_every_budget(finished, source):
+    text = words(Page(source))
     assert text.index("All 8 budgets hold") < text.index("Teacher against student")
     for check in finished.gate.checks:
         assert check.limit in text
 
 
-def test_the_figures_are_those_of_the_artifacts(finished):
-    text = words(page(finished))
+def test_the_figures_are_those_of_the_artifacts(finished, source):
+    text = words(Page(source))
     for m in finished.profile.measurements:
         assert m.path in text
     for comparison in finished.profile.comparisons:
@@ -96,8 +96,7 @@ def test_the_figures_are_those_of_the_artifacts(finished):
         assert record.key[:12] in text
 
 
-def test_there_are_the_plots_that_the_issue_asks_for(finished):
-    source = render(finished)
+def test_there_are_the_plots_that_the_issue_asks_for(source):
     titles = re.findall(r'aria-label="([^"]+)"', source) + re.findall(
         r"<title[^>]*>([^<]+)", source
     )
@@ -112,8 +111,26 @@ def test_there_are_the_plots_that_the_issue_asks_for(finished):
     assert source.count("<svg") >= 6
 
 
-def test_colours_of_plots_follow_the_page(finished):
-    svgs = "".join(re.findall(r"<svg.*?</svg>", render(finished), flags=re.DOTALL))
+def test_a_file_whose_accuracy_only_the_device_knows_is_in_the_plot_with_its_interval(builder):
+    run = builder.build()
+
+    def only_there(value):
+        value["measurements"][3]["runtime"] = "onnxruntime-web"
+        value["measurements"][3]["device_parity"] = {
+            "samples": 50, "max_error": 1e-6, "agreement": 1, "accuracy": 0.9, "accuracy_here": 0.9,
+            "tolerance": 1e-4,
+        }  # fmt: skip
+
+    rewrite(run, "profile", "profile/profile.json", only_there)
+    low, high = wilson(45, 50)
+    rows = [row for plot in _pareto(read(run)) for row in plot.rows]
+    assert len(rows) == 4
+    assert rows[3][1] == "onnxruntime-web"
+    assert rows[3][4:] == ("90.00 %", f"{low * 100:.2f}–{high * 100:.2f} %")
+
+
+def test_colours_of_plots_follow_the_page(source):
+    svgs = "".join(re.findall(r"<svg.*?</svg>", source, flags=re.DOTALL))
     assert "currentColor" in svgs
     assert "var(--student)" in svgs
     assert not re.search(r"#0102\d\d", svgs)
