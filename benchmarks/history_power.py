@@ -2,8 +2,8 @@
 
     python benchmarks/history_power.py [--series 300] [--write]
 
-Simulated histories, of which the truth is known: latencies with noise of 1.5 % (robust standard
-deviation) of several kinds, without a change and with one. Beside the rule that people use today:
+Simulated histories, of which the truth is known: latencies with noise of several kinds (scale
+1.5 %), without a change and with one. Beside the rule that people use today:
 the newest value is 5 % above the one before it.
 """
 
@@ -48,8 +48,8 @@ def tables(count: int) -> str:
             "",
             f"`python benchmarks/history_power.py --series {count} --write`",
             "",
-            "Shares of simulated series with their 95 % Wilson intervals, in per cent. Noise: "
-            f"{100 * NOISE:g} % robust standard deviation. Level of the permutation test: {LEVEL:g}.",
+            "Shares of simulated series with their 95 % Wilson intervals, in per cent. Scale of the noise: "
+            f"{100 * NOISE:g} %. Level of the permutation test: {LEVEL:g}.",
             "",
             "## Nothing changed",
             "",

@@ -25,7 +25,7 @@ def command(as_json: bool) -> None:
             {
                 "name": name,
                 "needs": sorted(method.needs),
-                "parameters": method().model_dump(mode="json", exclude={"taps", "warmup"}),
+                "parameters": method().model_dump(mode="json", exclude={"taps", "warmup", "alone"}),
                 "paper": paper.splitlines()[0],
                 "definition": definition.splitlines()[0],
             }

@@ -131,8 +131,10 @@ def _measured_again(
     decided = _decided(gate, "latency_vs_baseline")
     value, interval, conclusive = compare(latencies(), decided, advance)
     yield Figure("latency_vs_baseline", value, interval, *of, conclusive, m.variant, m.provenance)
-    value, interval = mean_ratio([launch.memory for launch in taken])
-    yield Figure("memory_vs_baseline", value, interval, *of, True, m.variant, m.provenance)
+    memories = [launch.memory for launch in taken if launch.memory is not None]
+    # Where it cannot be told, the budget is undecided.
+    ratio, bounds = mean_ratio(memories) if len(memories) == len(taken) else (None, None)
+    yield Figure("memory_vs_baseline", ratio, bounds, *of, True, m.variant, m.provenance)
 
 
 def _recorded(pair: Pair) -> Iterator[Figure]:

@@ -111,7 +111,8 @@ def _check(budget: Budget, figure: Figure) -> Check:
 def _verdict(figure: Figure, limit: float, *, upper: bool) -> Verdict:
     """Latency-like figures: the whole interval must lie on one side of the limit.
 
-        provenance=figure.provenance,
+    One that is beyond it on a disturbed machine might hold on a quiet one: that is undecided.
+
     Accuracy and its like are counts on a fixed test split, not noisy readings: they pass when the
     count does. Where it does not, they fail only if the interval (sampling of that split) says
     that the difference is real; a handful of images is inconclusive.

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,12 @@ _SECONDS = 0.4
 class Launch:
     """One observation: log(candidate / baseline) of the median latency and of the model's memory.
 
-    `throttled` is whether the device slowed itself down meanwhile.
+    `memory` is None where the device cannot tell it (a browser); `throttled`
+    is whether the device slowed itself down meanwhile.
     """
 
     latency: float
-    memory: float
+    memory: float | None
     throttled: bool
 
 
@@ -86,7 +87,7 @@ def launches(
         models = dict(reversed(models.items()))
         yield Launch(
             latency=_log_ratio(medians),
-            memory=_log_ratio({role: _memory(m) for role, m in result["models"].items()}),
+            memory=_memory_ratio(result["models"]),
             throttled=throttled(result["environment"]),
         )
 
@@ -129,10 +130,13 @@ def throttled(environment: dict[str, Any]) -> bool:
     return bool(after > before)
 
 
-def _log_ratio(values: dict[str, float]) -> float:
+def _log_ratio(values: Mapping[str, float]) -> float:
     return math.log(values["candidate"] / values["baseline"])
 
 
-def _memory(result: dict[str, Any]) -> float:
-    """Bytes that the model needed, at least a page: the peak less the runtime without it."""
-    return float(max(4096, result["peak_rss"] - result["baseline_rss"]))
+def _memory_ratio(models: dict[str, dict[str, Any]]) -> float | None:
+    """Of the bytes that each model needed, at least a page: the peak less the runtime without it."""
+    if any(model.get("peak_rss") is None for model in models.values()):
+        return None
+    needed = {role: max(4096, m["peak_rss"] - m["baseline_rss"]) for role, m in models.items()}
+    return _log_ratio(needed)

@@ -384,5 +384,5 @@ def test_a_broken_target_does_not_hide_the_others(tmp_path):
     (tmp_path / "targets/bad.yaml").write_text("name: bad\nclass: toaster\n")
     result = edgekd("targets", "list", cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stdout.startswith("local")
+    assert "\nlocal " in result.stdout
     assert "bad.yaml:2" in result.stderr
