@@ -88,8 +88,8 @@ def _run_again(pair: Pair, target: Target, gate: Gate, baseline: Baseline) -> bo
     if by_hand(target):
         if pair.baseline.record is None or gate.rerun_baseline:
             raise UsageError(
-                "cannot be measured again in turns with the student: somebody would have to open a "
-                "page two dozen times",
+                "cannot be measured again in turns with the student: somebody would have to do it by "
+                "hand two dozen times",
                 where=f"{baseline.where}, target {target.name}",
                 fix="compare with a run that was profiled there, and gate.rerun_baseline: null",
             )

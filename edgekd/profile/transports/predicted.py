@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from edgekd.errors import StageError
 from edgekd.profile.targets import Target
@@ -14,6 +14,8 @@ from edgekd.profile.transport import transport
 @transport("predicted")
 class Predicted:
     """Measures nothing."""
+
+    by_hand: ClassVar = True
 
     def measure(
         self,
