@@ -72,7 +72,7 @@ hadolint Dockerfile
 logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
 step "fast tests, with coverage"
-python -m pytest -n 2 -m "not slow and not timing" --cov --cov-report=term | tee "$logs/fast"
+python -m pytest -n 2 --dist loadfile -m "not slow and not timing" --cov --cov-report=term | tee "$logs/fast"
 step "slow tests and timings, one at a time"
 python -m pytest -m "slow or timing" --timeout=900 --durations=10 | tee "$logs/slow"
 

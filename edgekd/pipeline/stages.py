@@ -242,7 +242,7 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage(
         "export",
-        2,
+        3,
         _export,
         _MODELS,
         "export",

@@ -79,6 +79,17 @@ def test_the_file_says_what_a_deployer_needs(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student.onnx"]
 
 
+def test_the_same_model_is_the_same_file(tmp_path):
+    made = []
+    for name in ("once", "again"):
+        folder = tmp_path / name
+        folder.mkdir()
+        both(network("dscnn"), folder)
+        made.append({path.name: path.read_bytes() for path in folder.iterdir()})
+    assert made[0].keys() == {"student.onnx", "student.xml", "student.bin"}
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize("opset", [18, 20])
 def test_the_opset_is_the_one_asked_for(tmp_path, opset):
     made = EXPORTERS.get("onnx")(source(network("mlp"), tmp_path), tmp_path, Export(opset=opset))

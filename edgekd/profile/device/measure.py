@@ -132,7 +132,7 @@ def collect(plan: dict[str, Any], say: Say) -> tuple[dict[str, Any], dict[str, n
             extra = _anatomy(measured, plan, confined, say) if plan.get("operators") else {}
     except LimitError as error:
         raise MeasureError(str(error), "") from None
-    threads = max(model["threads"] for model in plan["models"])
+    threads = max((model["threads"] for model in plan["models"]), default=1)
     result = {
         "models": results,
         **extra,

@@ -9,9 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def executed(
@@ -37,6 +38,8 @@ def executed(
 
 def midmean(values: np.ndarray) -> np.ndarray:
     """The mean of the middle half of `values` (runs, …) along their first axis."""
+    import numpy as np
+
     ordered = np.sort(values, axis=0)
     quarter = len(ordered) // 4
     middle: np.ndarray = ordered[quarter : len(ordered) - quarter].mean(axis=0)
