@@ -31,7 +31,7 @@ TINY = {
     },
     "student": {"model": "zoo:mlp", "args": {"hidden": [16]}},
     "distill": {"epochs": 4, "threads": 1, "learning_rate": 0.05},
-    "profile": {"min_seconds": 0.05, "max_seconds": 2, "interval": 0.5, "launches": 2, "launches": 2},
+    "profile": {"min_seconds": 0.05, "max_seconds": 2, "interval": 0.5, "launches": 2},
     "gate": {"budgets": [{"metric": "accuracy", "min": "30 %"}]},
     "history": None,
 }
