@@ -65,7 +65,12 @@ def messages(events):
 
 def left_over(device):
     """What an ended visit should not leave: unfinished files and processes."""
-    return [*device.home.rglob("runs/*"), *device.home.rglob("*.tmp"), *device.processes()]
+    found = [*device.processes()]
+    # A folder that goes away while it is walked through is no error, as it is with rglob.
+    for folder, folders, files in os.walk(device.home):
+        found += [name for name in (*folders, *files) if name.endswith(".tmp")]
+        found += folders + files if Path(folder).name == "runs" else []
+    return found
 
 
 def test_models_are_measured_there_as_they_would_be_here(device, exported, tmp_path, capsys):
@@ -441,8 +446,8 @@ def test_a_gate_measures_both_files_there(device, exported):
     files = [[exported.folder / f"{role}.onnx"] for role in ("teacher", "student")]
     source = launches(*files, "onnxruntime", target(), exported.inputs, 1)
     # The teacher takes longer: log(candidate / baseline) > 0, whichever is sent first.
-    assert next(source) > 0
-    assert next(source) > 0
+    assert next(source).latency > 0
+    assert next(source).latency > 0
 
 
 def test_results_of_a_device_do_not_depend_on_the_machine_that_asks(tmp_path):
