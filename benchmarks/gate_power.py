@@ -8,8 +8,9 @@ Real files in a real runtime on this machine, as it is or beside a process that 
 - A/B+N: a candidate with a detour through N extra channels, a few per cent more work. How much slower it
   really is, is established over a long run first.
 Against the rule that people use today: each model once, its median, fail above +5 %.
-Every gate is one line of results/gate_power.jsonl; a run cut short goes on where it was. The table is made
-from these lines.
+Every gate is one line of results/gate_power.jsonl; a run cut short goes on where it was, and counts the
+gates of its own kind of CPU only. The table is made from these lines. The power curve replays the launches
+of the long runs: gates at several limits, on launches drawn from them with replacement.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from edgekd.config.schema import Budget, Export, Gate
 from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.gate.budget import check_budgets
 from edgekd.gate.figures import Figure
-from edgekd.gate.launches import compare, launches
+from edgekd.gate.launches import LOOKS, compare, launches
 from edgekd.models.resolve import build
 from edgekd.pipeline.environment import environment
 from edgekd.profile.targets import find
@@ -45,11 +46,16 @@ SHAPE = (3, 32, 32)
 LIMIT = 1.03
 NAIVE_LIMIT = 1.05
 TRUTH_LAUNCHES = 60
+CURVE_LIMITS = (1.005, 1.01, 1.02, 1.03)
+REPLAYS = 4000
+# The issue's promise: a real slow-down is caught within this many seconds of measuring.
+SOON = 60
 FORMAT = {"onnxruntime": "onnx", "openvino": "openvino"}
 RESULTS = Path(__file__).parent / "results"
+CPU = environment()["machine"].get("cpu_model")
 COLUMNS = (
-    "runtime", "comparison", "true ratio", "neighbour", "gates", "pass", "fail", "inconclusive",
-    "median time", "longest", "load average", "naive rule fails",
+    "runtime", "comparison", "true ratio", "neighbour", "gates", "pass", "fail", f"fail within {SOON} s",
+    "inconclusive", "median time", "longest", "load average", "naive rule fails",
 )  # fmt: skip
 
 
@@ -88,7 +94,7 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         candidate = export(folder, "b", Slower(net, channels), options.runtime)
     taken = launches(candidate, baseline, options.runtime, target, example, 1)
     source = (launch.latency for launch in taken)
-    about = {"runtime": options.runtime, "comparison": options.comparison}
+    about = {"runtime": options.runtime, "comparison": options.comparison, "cpu": CPU}
     condition = {**about, "busy": options.busy}
 
     def keep(line: dict) -> None:
@@ -101,8 +107,9 @@ def run(folder: Path, options: argparse.Namespace) -> None:
         ratios = list(itertools.islice(source, TRUTH_LAUNCHES))
         half = 1.96 * np.std(ratios, ddof=1) / np.sqrt(len(ratios))
         bounds = [float(np.exp(np.mean(ratios) + shift)) for shift in (-half, half)]
-        keep({**about, "truth": float(np.exp(np.mean(ratios))), "interval": bounds})
-    done = sum(condition.items() <= line.items() for line in known)
+        truth = float(np.exp(np.mean(ratios)))
+        keep({**about, "truth": truth, "interval": bounds, "launches": ratios})
+    done = sum(condition.items() <= line.items() and "verdict" in line for line in known)
     with neighbour(options.busy):
         for _ in range(options.gates - done):
             load = os.getloadavg()[0]
@@ -175,48 +182,110 @@ def verdict(source) -> tuple[str, float, tuple[float, float], float]:
 
 
 def table(measured: list[dict]) -> str:
-    """The results as Markdown."""
+    """The results as Markdown: all gates together, those of each CPU, the power curve."""
+    text = [
+        "# The latency gate: false alarms and misses",
+        "",
+        "`python benchmarks/gate_power.py --comparison C --gates N --runtime R [--busy]`, a line each; "
+        "every gate is in `gate_power.jsonl`.",
+        "",
+        f"ResNet-20 at 32×32, batch 1, one thread, limit {LIMIT}. A/B+N has a detour through N extra "
+        f"channels. The true ratio is the mean of {TRUTH_LAUNCHES} launches (95 % interval). In "
+        "brackets: the 95 % Wilson interval of a share. The naive rule: each model once, 200 calls, "
+        f"median, limit {NAIVE_LIMIT}. Machines with 2 cores, shared: the load average is that of the "
+        "moment before each gate (median).",
+        "",
+        "## A/A, both kinds of CPU together",
+        "",
+        "| runtime | neighbour | gates | false alarms | inconclusive | naive rule's false alarms |",
+        "|---|---|---|---|---|---|",
+    ]
+    gates = [m for m in measured if "verdict" in m]
+    same = [m for m in gates if m["comparison"] == "A/A"]
+    for runtime in (*FORMAT, "both"):
+        for busy in (False, True, None):
+            of = [m for m in same if m["runtime"] == runtime or runtime == "both"]
+            of = [m for m in of if busy is None or m["busy"] is busy]
+            if not of or (busy is None and runtime != "both"):
+                continue
+            words = [m["verdict"] for m in of]
+            beside = {True: "one core busy", False: "–", None: "either"}[busy]
+            text.append(
+                f"| {runtime} | {beside} | {len(of)} | {share(words, 'fail')} | "
+                f"{share(words, 'inconclusive')} | "
+                f"{share([m['naive_ratio'] > NAIVE_LIMIT for m in of], True)} |"
+            )
+    for cpu in sorted({m["cpu"] for m in measured}):
+        here = [m for m in measured if m["cpu"] == cpu]
+        text += [
+            "",
+            f"## {cpu}",
+            "",
+            "| " + " | ".join(COLUMNS) + " |",
+            "|---" * len(COLUMNS) + "|",
+        ]
+        text += rows(here)
+        text += curve([m for m in here if "launches" in m])
+    return "\n".join([*text, ""])
+
+
+def rows(measured: list[dict]) -> list[str]:
+    """A line for every comparison that was made on one kind of CPU."""
     truths = {(m["runtime"], m["comparison"]): m for m in measured if "truth" in m}
     gates = defaultdict(list)
     for m in measured:
         if "verdict" in m:
             gates[m["runtime"], m["comparison"], m["busy"]].append(m)
-    rows = []
+    made = []
     for (runtime, comparison, busy), found in sorted(gates.items()):
         truth = truths[runtime, comparison]
         low, high = truth["interval"]
         words = [m["verdict"] for m in found]
         seconds = [m["seconds"] for m in found]
+        soon = [m["verdict"] == "fail" and m["seconds"] <= SOON for m in found]
         naive = [m["naive_ratio"] > NAIVE_LIMIT for m in found]
-        rows.append(
+        made.append(
             f"| {runtime} | {comparison} | {truth['truth']:.3f} [{low:.3f}, {high:.3f}] | "
             f"{'one core busy' if busy else '–'} | {len(found)} | {share(words, 'pass')} | "
-            f"{share(words, 'fail')} | {share(words, 'inconclusive')} | {np.median(seconds):.0f} s | "
-            f"{max(seconds):.0f} s | {np.median([m['load'] for m in found]):.1f} | "
-            f"{share(naive, True)} |"
+            f"{share(words, 'fail')} | {share(soon, True)} | {share(words, 'inconclusive')} | "
+            f"{np.median(seconds):.0f} s | {max(seconds):.0f} s | "
+            f"{np.median([m['load'] for m in found]):.1f} | {share(naive, True)} |"
         )
-    machine = environment()["machine"]
-    return "\n".join(
-        [
-            "# The latency gate: false alarms and misses",
-            "",
-            "`python benchmarks/gate_power.py --comparison C --gates N --runtime R [--busy]`, a line each; "
-            "every gate is in `gate_power.jsonl`.",
-            "",
-            f"ResNet-20 at 32×32, batch 1, one thread, limit {LIMIT}. A/B+N has a detour through N extra "
-            f"channels. The true ratio is the mean of {TRUTH_LAUNCHES} launches (95 % interval). In "
-            "brackets: the 95 % Wilson interval of a share. The naive rule: each model once, 200 calls, "
-            f"median, limit {NAIVE_LIMIT}.",
-            "",
-            "| " + " | ".join(COLUMNS) + " |",
-            "|---" * len(COLUMNS) + "|",
-            *rows,
-            "",
-            f"Machine: {machine.get('cpu_model')}, {machine['cores']} cores, shared: the load average is "
-            "that of the moment before each gate (median).",
-            "",
-        ]
-    )
+    return made
+
+
+def curve(truths: list[dict]) -> list[str]:
+    """Share of gates that fail, by the true ratio and the limit; nothing without launches."""
+    if not truths:
+        return []
+    made = [
+        "",
+        f"Power: the share of {REPLAYS} replayed gates that fail, by their limit.",
+        "",
+        "| runtime | comparison | true ratio | "
+        + " | ".join(f"limit {x}" for x in CURVE_LIMITS)
+        + " |",
+        "|---" * (3 + len(CURVE_LIMITS)) + "|",
+    ]
+    for truth in sorted(truths, key=lambda m: (m["runtime"], m["truth"])):
+        fails = [f"{replayed(truth['launches'], limit):.1%}" for limit in CURVE_LIMITS]
+        made.append(
+            f"| {truth['runtime']} | {truth['comparison']} | {truth['truth']:.3f} | "
+            + " | ".join(fails)
+            + " |"
+        )
+    return made
+
+
+def replayed(launched: list[float], limit: float) -> float:
+    """The share of gates at `limit` that fail on launches drawn from those that were made."""
+    rng = np.random.default_rng(0)
+    fails = 0
+    for _ in range(REPLAYS):
+        drawn = iter(rng.choice(launched, LOOKS[-1][0]))
+        _, interval, _ = compare(drawn, lambda i: not i[0] <= limit <= i[1])
+        fails += interval[0] > limit
+    return fails / REPLAYS
 
 
 def share(values: list, of: object) -> str:

@@ -106,6 +106,10 @@ class Training(Section):
     learning_rate: Positive = Field(0.05, description="Peak learning rate.")
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum (sgd only).")
     weight_decay: NonNegative = 5e-4
+    max_norm: Positive | None = Field(
+        None,
+        description="Longest incoming weight vector of a unit (Srivastava 2014, §5.1: 3 to 4); null: any.",
+    )
     schedule: Literal["cosine", "step", "constant"] = Field(
         "cosine", description="cosine to zero; step: ×0.1 at 62.5 %, 75 % and 87.5 % of the epochs."
     )

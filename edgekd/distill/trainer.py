@@ -105,6 +105,8 @@ def train(
                     optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimizer.step()
+                    if config.max_norm is not None:
+                        _limit_norms(model, config.max_norm)
 
                     _account(state, terms, name)
                     state.step += 1
@@ -176,6 +178,14 @@ def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:
         nesterov=config.momentum > 0,
         weight_decay=config.weight_decay,
     )
+
+
+@torch.no_grad()
+def _limit_norms(model: nn.Module, most: float) -> None:
+    """Shorten every unit's incoming weight vector to at most `most` (Srivastava 2014, §5.1)."""
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            weight.copy_(weight.flatten(1).renorm(2, 0, most).view_as(weight))
 
 
 def _steps_per_epoch(samples: int, batch_size: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -82,7 +82,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """The rows of one place: a runtime on a target, or the models themselves."""
+    """The rows of one place: a runtime on a target, or the models themselves.
+
+    `more` are figures that few ask for.
+    """
 
     title: str
     detail: str
@@ -90,6 +93,7 @@ class Group:
     target: str | None = None
     runtime: str | None = None
     variant: Variant = "f32"
+    more: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,10 @@ def _deployed(contents: Contents, place: Place) -> Group:
     elif sizes:
         rows.append(_row("file size", sizes, "size"))
     detail = _detail(measured or predicted, parity, place.format)
-    return Group(place.title, detail, tuple(rows), place.target, place.runtime, place.variant)
+    return Group(
+        place.title, detail, tuple(rows), place.target, place.runtime, place.variant,
+        tuple(_more(measured)),
+    )  # fmt: skip
 
 
 def _comparison(contents: Contents, place: Place) -> Comparison | None:
@@ -286,6 +293,45 @@ def _measured(measured: dict[Role, Measurement], against: Comparison | None) -> 
     yield _row("cold load", {r: Value(m.load, "time") for r, m in measured.items()}, "speed")
     yield _row("first inference", {r: Value(m.first, "time") for r, m in measured.items()}, "speed")
     yield from _checked_there(measured)
+
+
+def _more(measured: dict[Role, Measurement]) -> Iterator[Row]:
+    """Tails, cold start by its parts, MLPerf's scenarios, memory and size by their parts."""
+    for label, words, dimension, figure in _MORE:
+        found = {role: x for role, m in measured.items() if (x := figure(m)) is not None}
+        if found:
+            values = {role: Value(x, dimension) for role, x in found.items()}
+            yield _row(label, values, words)
+
+
+def _of_calls(name: str) -> Callable[[Measurement], float | None]:
+    return lambda m: getattr(m.latency, name) if m.latency.kind == "call" else None
+
+
+def _cold(part: str) -> Callable[[Measurement], float | None]:
+    return lambda m: repeated.median if (repeated := getattr(m.cold, part, None)) else None
+
+
+def _scenario(name: str, figure: str) -> Callable[[Measurement], float | None]:
+    return lambda m: next((getattr(s, figure) for s in m.scenarios if s.name == name), None)
+
+
+_MORE: tuple[tuple[str, Words, Dimension, Callable[[Measurement], float | None]], ...] = (
+    ("latency p95", "speed", "time", _of_calls("p95")),
+    ("longest call", "speed", "time", _of_calls("max")),
+    ("MLPerf SingleStream, p90", "speed", "time", _scenario("SingleStream", "latency")),
+    ("MLPerf MultiStream, p99", "speed", "time", _scenario("MultiStream", "latency")),
+    ("MLPerf Offline", "more", "rate", _scenario("Offline", "throughput")),
+    ("cold start: libraries", "speed", "time", _cold("runtime")),
+    ("cold start: load", "speed", "time", _cold("load")),
+    ("of which compile", "speed", "time", _cold("compile")),
+    ("cold start: first inference", "speed", "time", _cold("first")),
+    ("process before the model", "less", "bytes", lambda m: m.memory.baseline_rss),
+    ("of which Python", "less", "bytes", lambda m: m.memory.python_rss),
+    ("private memory of the model", "less", "bytes", lambda m: m.memory.private_dirty),
+    ("weights in the file", "size", "bytes", lambda m: m.memory.weights),
+    ("file size, compressed", "size", "bytes", lambda m: m.compressed_size),
+)
 
 
 def _checked_there(measured: dict[Role, Measurement]) -> Iterator[Row]:

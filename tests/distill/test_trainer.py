@@ -185,3 +185,12 @@ class TestLearningRate:
     def test_constant_stays(self):
         config = Training(learning_rate=0.2, warmup=0.0, schedule="constant")
         assert {learning_rate(config, s, 10) for s in range(10)} == {0.2}
+
+
+def test_max_norm_bounds_the_weights_that_enter_a_unit_and_leaves_shorter_ones(digits, tmp_path):
+    free, bound = network(), network()
+    run(free, digits, tmp_path / "a", weight_decay=0.0)
+    limit = free[1].weight.norm(dim=1).median().item()
+    run(bound, digits, tmp_path / "b", weight_decay=0.0, max_norm=limit)
+    assert bound[1].weight.norm(dim=1).max() <= limit + 1e-6
+    assert bound[1].weight.norm(dim=1).min() < 0.99 * limit

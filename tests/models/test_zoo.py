@@ -76,7 +76,7 @@ def test_an_mlp_takes_flat_inputs(tmp_path):
         ("vit", (1, 9, 8), {}, "patch 4 does not divide"),
         ("vit", (1, 8, 8), {"heads": 3}, "heads 3 does not divide dim 64"),
         ("resnet21", (1, 8, 8), {}, "did you mean 'resnet"),
-        ("mlp", (4,), {"hiden": [3]}, "it takes: hidden, dropout"),
+        ("mlp", (4,), {"hiden": [3]}, "it takes: hidden, dropout, input_dropout, norm"),
         ("mlp", (4,), {"hidden": "wide"}, "cannot be built with these args"),
         ("dscnn", (1, 8, 8), {"width": -1}, "cannot be built with these args"),
     ],
