@@ -31,6 +31,21 @@ class Augment(Section):
 
     crop: int = Field(0, ge=0, le=64, description="Shift by up to this many pixels (pad and crop).")
     flip: bool = Field(False, description="Mirror half of the views left to right.")
+    colour: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Brightness, contrast and saturation times a factor in 1 ± this.",
+    )
+    mixup: float = Field(
+        0.0, ge=0, le=100, description="α of mixup: blended with another sample, λ ~ Beta(α, α)."
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="α of cutmix: a box of another sample pasted in. With mixup: either, half each.",
+    )
     views: int = Field(
         8, ge=1, le=1000, description="Different views per sample; epochs cycle through them."
     )
