@@ -112,6 +112,23 @@ class Data(Section):
         return value
 
 
+class Compute(Section):
+    """How a training step is computed. `auto` measures the student's step where that pays."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one."
+    )
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "auto",
+        description="bf16: autocast of the model; weights, losses and their gradients stay f32. auto: only "
+        "where it is clearly faster here and its gradient points the same way.",
+    )
+    channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of images.")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile of the model's forward and backward; auto: on GPUs only."
+    )
+
+
 class Training(Section):
     """One optimisation: used for the teacher and, with its own defaults, for the student."""
 
@@ -135,6 +152,7 @@ class Training(Section):
         "validation split (Breiman 1984, §3.4.3: a lucky early epoch is not picked), or the last.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch decides.")
+    compute: Compute = Field(default_factory=Compute)
     checkpoint_every: NonNegative = Field(
         10.0, description="Seconds between checkpoints; 0: after every step."
     )

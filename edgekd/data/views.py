@@ -44,6 +44,12 @@ class Views:
         self.device = torch.device(device)
         self._gain, self._offset = dataset.gain_and_offset(self.device)
 
+    def on(self, device: torch.device | str) -> Views:
+        """The same views, made on `device`."""
+        if torch.device(device) == self.device:
+            return self
+        return Views(self.dataset, self.augment, self.seed, device)
+
     # Lie on the device, if there is one; on the CPU nothing is copied.
     @cached_property
     def _inputs(self) -> Tensor:
