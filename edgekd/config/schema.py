@@ -192,6 +192,37 @@ class Student(Model):
     model: str = "zoo:dscnn"
 
 
+class KnowledgeStorage(Section):
+    """What the teacher said is kept beside the runs, and shared by all that ask the same."""
+
+    store: bool = Field(True, description="false: the teacher runs in every step.")
+    precision: Literal["f16", "f32"] = Field("f16", description="Of what is kept.")
+    top_k: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        "auto",
+        description="Keep this many of the largest logits, and the log-sum-exp of the rest; null: all. "
+        "auto: 100 above 1000 classes, all otherwise.",
+    )
+    limit: str = Field(
+        "8 GB",
+        description="Largest size on disk of one distillation's knowledge (views × samples); where its "
+        "features would need more, the teacher runs in every step.",
+    )
+    teacher: Literal["f32", "bf16"] = Field(
+        "f32", description="Precision in which the teacher computes; bf16 where the CPU has it."
+    )
+
+    @field_validator("limit")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        units.parse(value, "bytes")
+        return value
+
+    @property
+    def limit_bytes(self) -> float:
+        """`limit` in bytes."""
+        return units.parse(self.limit, "bytes")
+
+
 class Distill(Training):
     """Student training: L = alpha · CE(labels) + Σ weight · method(student, teacher)."""
 
@@ -200,6 +231,7 @@ class Distill(Training):
         default_factory=MethodList.default,
         description="Weighted sum of distillation losses; empty: train without a teacher.",
     )
+    knowledge: KnowledgeStorage = Field(default_factory=KnowledgeStorage)
     doctor: bool = Field(
         True, description="Look for mistakes before training: a few seconds, warnings only."
     )
