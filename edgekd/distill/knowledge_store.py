@@ -28,6 +28,8 @@ from edgekd.distill.method import Knowledge
 from edgekd.errors import StageError, UsageError
 
 Words = NDArray[np.uint16]
+# (inputs, sample indices, view) → what the teacher says
+Ask = Callable[[Tensor, Tensor, int], Knowledge]
 FOLDER = ".knowledge"  # beside the runs
 SHARD = 64 << 20  # bytes
 RESIDENT = 1 << 30  # bytes of one view that may lie on a GPU
@@ -255,15 +257,15 @@ class KnowledgeStore:
 class StoredKnowledge:
     """What a teacher says of a batch: read where it is known, asked and kept where it is not.
 
-    Called with (inputs, sample indices, view), as the trainer does. `ask` runs the teacher on a
-    batch, without gradients; `example` is its answer to any batch, and says what there is to keep.
+    Called with (inputs, sample indices, view), as the trainer does; so is `ask`, which runs the
+    teacher, without gradients. `example` is its answer to any batch, and says what there is to keep.
     Features are kept while all of it fits in `config.limit`; otherwise the teacher is always asked.
     `rows` are the samples that will be asked about.
     """
 
     def __init__(
         self,
-        ask: Callable[[Tensor], Knowledge],
+        ask: Ask,
         root: Path,
         identity: dict[str, Any],
         config: KnowledgeStorage,
@@ -292,13 +294,13 @@ class StoredKnowledge:
     def __call__(self, inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         """The knowledge of one batch of one view; `inputs` (n, …) is that view of `indices` (n,)."""
         if not self.stores:
-            return self.ask(inputs).float()
+            return self.ask(inputs, indices, view).float()
         rows = indices.cpu().numpy()
         found = {place: self._found(place, rows, view, inputs) for place in self.stores}
         if any(value is None for value in found.values()):
             # The whole batch, even when only a part is missing: a batch of another size
             # may differ in the last bit, and a resumed training must not.
-            answer = self.ask(inputs).float()
+            answer = self.ask(inputs, indices, view).float()
             given = {LOGITS: answer.logits, **answer.features}
             # Rounded as it is when it is read, so that a resumed training is the same.
             found = {

@@ -90,7 +90,7 @@ def _knowledge(
     config, run, dataset = context.config.distill.knowledge, context.run, context.dataset
     tapped = Tapped(teacher, objective.teacher_taps).__enter__()
 
-    def ask(inputs: Tensor) -> Knowledge:
+    def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         teacher.to(inputs.device)
         lower = config.teacher == "bf16"
         with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=lower):
@@ -104,7 +104,7 @@ def _knowledge(
         views=views.count,
         samples=len(dataset.labels),
         rows=dataset.train,
-        example=ask(dataset.tensor(dataset.train[:2])),
+        example=ask(views.batch(dataset.train[:2], 0), torch.from_numpy(dataset.train[:2]), 0),
     )
     if config.store and not stored.stores:
         context.progress.say(
