@@ -120,9 +120,7 @@ def table(threads: int, rounds: int, steps: int) -> str:
         return lines(blocks, threads, rounds, steps, edge)
 
 
-def lines(
-    blocks: dict[str, Times], threads: int, rounds: int, steps: int, edge: Edgekd
-) -> str:
+def lines(blocks: dict[str, Times], threads: int, rounds: int, steps: int, edge: Edgekd) -> str:
     """The table, and whether the goals are met."""
     wall = {name: median(b[0] for b in found) for name, found in blocks.items()}
     cpu = {name: median(b[1] for b in found) for name, found in blocks.items()}
@@ -185,9 +183,7 @@ def settled(teacher: nn.Module, data: Dataset) -> nn.Module:
 
 
 def optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.SGD(
-        model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4
-    )
+    return torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
 
 
 def textbook(data: Dataset, teacher: nn.Module, student: nn.Module) -> Times:

@@ -207,8 +207,10 @@ class KnowledgeStorage(Section):
         description="Largest size on disk of one distillation's knowledge (views × samples); where its "
         "features would need more, the teacher runs in every step.",
     )
-    teacher: Literal["f32", "bf16"] = Field(
-        "f32", description="Precision in which the teacher computes; bf16 where the CPU has it."
+    teacher: Literal["auto", "f32", "bf16"] = Field(
+        "auto",
+        description="Precision in which the teacher computes. auto: bf16 where the processor has it and the "
+        "teacher's probabilities stay the same.",
     )
 
     @field_validator("limit")

@@ -227,5 +227,4 @@ def _grey(x: Tensor) -> Tensor:
     """Luma (n, 1, h, w) of colour images; the mean of any other number of channels."""
     if x.shape[1] != 3:
         return x.mean(1, keepdim=True)
-    red, green, blue = x.split(1, dim=1)
-    return _GREY[0] * red + _GREY[1] * green + _GREY[2] * blue
+    return _GREY[0] * x[:, :1] + _GREY[1] * x[:, 1:2] + _GREY[2] * x[:, 2:]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from statistics import median
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from edgekd.errors import UsageError
 from edgekd.progress import Progress
 from edgekd.results import Computing
 
+# A batch → logits, and what passed each tap
+Run = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 # A training shorter than this is not worth a measurement: it is computed as PyTorch does by itself.
 WORTH_MEASURING = 120.0  # seconds
 ROUNDS = 3
@@ -25,6 +28,7 @@ ROUNDS = 3
 LAYOUT_GAIN, PRECISION_GAIN = 1.05, 1.2
 # Rounding may move a gradient by this share of what another batch would, or less.
 ROUNDING = 0.5
+SAME_ANSWERS = 1e-3  # nats
 
 
 def place(module: nn.Module, how: Computing) -> None:
@@ -49,7 +53,7 @@ def autocast(how: Computing) -> AbstractContextManager[object]:
     return torch.autocast(kind, torch.bfloat16, enabled=how.precision == "bf16")
 
 
-def compiled(function: Callable[..., object], progress: Progress) -> Callable[..., object]:
+def compiled(function: Run, progress: Progress) -> Run:
     """The function through torch.compile; itself, and a note, where no compiler works."""
     try:
         torch.compile(lambda x: (x + 1).relu())(torch.zeros(3))
@@ -59,8 +63,7 @@ def compiled(function: Callable[..., object], progress: Progress) -> Callable[..
             "compiled; it needs a C++ compiler such as g++"
         )
         return function
-    compiled_function: Callable[..., object] = torch.compile(function)
-    return compiled_function
+    return torch.compile(function)
 
 
 def choose(
@@ -175,6 +178,24 @@ class _Trial:
         rounding = (self.gradient() - exact.gradient()).norm()
         noise = (exact.gradient(slice(half)) - exact.gradient(slice(half, 2 * half))).norm() / 2
         return bool(rounding <= ROUNDING * noise)  # false for NaN
+
+
+def teacher_precision(
+    asked: Literal["auto", "f32", "bf16"], logits: Callable[[Literal["f32", "bf16"]], Tensor]
+) -> Literal["f32", "bf16"]:
+    """In which precision a teacher answers; `logits` are its answers to one batch in either.
+
+    Not timed: what the store holds must not depend on a measurement. `auto` takes bf16 where the
+    processor computes in it and the mean KL divergence that it causes is below 0.001 nats.
+    """
+    if asked != "auto":
+        return asked
+    if not (torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()):
+        return "f32"
+    exact, rounded = logits("f32").double(), logits("bf16").double()
+    log_p, log_q = exact.log_softmax(1), rounded.log_softmax(1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(1).mean().item()
+    return "bf16" if divergence < SAME_ANSWERS else "f32"  # f32 for NaN
 
 
 def _device(asked: str) -> str:

@@ -152,6 +152,11 @@ class KnowledgeStore:
         # Rows whose checksum this process has already found right.
         self._sound = np.zeros((views, samples), np.bool_)
 
+    def close(self) -> None:
+        """Done with it: from now on it may be pruned."""
+        self._shards.clear()
+        self._use.close()
+
     @property
     def size(self) -> int:
         """Bytes on disk when everything is known."""

@@ -6,6 +6,7 @@ exchange per step, so that all hold the same weights. Only the first one writes 
 
 from __future__ import annotations
 
+import datetime
 import os
 from collections.abc import Iterable
 from typing import Any, TypeVar
@@ -16,19 +17,16 @@ from torch import Tensor, distributed, nn
 T = TypeVar("T")
 
 
-def asked_for() -> bool:
-    """Whether torchrun started more than one of us. Needs no torch.distributed."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
 def join() -> None:
     """Meet the others. On one machine without GPUs they talk over gloo."""
-    if asked_for() and not distributed.is_initialized():
+    if not distributed.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         # gloo also carries the small messages of CPU tensors; nccl those on GPUs.
         distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+            # The others wait while the first one exports or measures.
+            timeout=datetime.timedelta(days=7),
         )
 
 
@@ -82,5 +80,6 @@ def average(model: nn.Module, also: Iterable[Tensor]) -> None:
     flat = torch.cat([tensor.reshape(-1).to(torch.float32) for tensor in tensors])
     distributed.all_reduce(flat)
     flat /= count()
-    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+    sizes = [tensor.numel() for tensor in tensors]
+    for tensor, part in zip(tensors, torch.split(flat, sizes), strict=True):
         tensor.copy_(part.view_as(tensor))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgekd.config.schema import Config
 from edgekd.config.units import format_quantity
 from edgekd.data.views import Views
+from edgekd.distill.compute import autocast, teacher_precision
 from edgekd.distill.doctor import examine
 from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
 from edgekd.distill.method import FeatureMethod, Knowledge
@@ -21,6 +22,7 @@ from edgekd.distill.trainer import TeacherKnowledge, train
 from edgekd.models import role
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import Context, data_part
+from edgekd.results import Computing
 
 
 def run(context: Context) -> None:
@@ -90,21 +92,22 @@ def _knowledge(
     config, run, dataset = context.config.distill.knowledge, context.run, context.dataset
     tapped = Tapped(teacher, objective.teacher_taps).__enter__()
 
-    def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+    def ask(inputs: Tensor, precision: str) -> Knowledge:
         teacher.to(inputs.device)
-        lower = config.teacher == "bf16"
-        with torch.no_grad(), torch.autocast(inputs.device.type, torch.bfloat16, enabled=lower):
+        with torch.no_grad(), autocast(Computing(device=inputs.device.type, precision=precision)):
             return Knowledge(*tapped(inputs))
 
+    example = views.batch(dataset.train[: context.config.distill.batch_size], 0)
+    precision = teacher_precision(config.teacher, lambda p: ask(example, p).logits)
     stored = StoredKnowledge(
-        ask,
+        lambda inputs, indices, view: ask(inputs, precision),
         run.path.parent / FOLDER,
-        knowledge_identity(context.config, context.base, run),
+        knowledge_identity(context.config, context.base, run, precision),
         config,
         views=views.count,
         samples=len(dataset.labels),
         rows=dataset.train,
-        example=ask(views.batch(dataset.train[:2], 0), torch.from_numpy(dataset.train[:2]), 0),
+        example=ask(example, precision),
     )
     if config.store and not stored.stores:
         context.progress.say(
@@ -114,7 +117,7 @@ def _knowledge(
     return stored
 
 
-def knowledge_identity(config: Config, base: Path, run: Run) -> dict[str, Any]:
+def knowledge_identity(config: Config, base: Path, run: Run, precision: str) -> dict[str, Any]:
     """What the teacher's answers depend on; not the student, nor the seed of its training."""
     data = data_part(config, base)
     del data["run_seed"]
@@ -122,5 +125,5 @@ def knowledge_identity(config: Config, base: Path, run: Run) -> dict[str, Any]:
         "teacher": run.manifest.stages["teacher"].artifacts["teacher/model.safetensors"].sha256,
         "card": run.card("teacher").model_dump(mode="json"),
         "data": data,
-        "precision": config.distill.knowledge.teacher,
+        "precision": precision,
     }

@@ -91,7 +91,9 @@ def train(
             Tapped(model, objective.student_taps) as tapped,
             progress.task(name, total, state.epoch * steps + state.step) as task,
         ):
-            student_model = compiled(tapped.__call__, progress) if computing.compile else tapped
+            student_model = tapped.__call__
+            if computing.compile:
+                student_model = compiled(student_model, progress)
             while state.epoch < config.epochs:
                 order = _order(dataset.train, seed, state.epoch)
                 view = state.epoch % views.count

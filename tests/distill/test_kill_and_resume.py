@@ -6,6 +6,7 @@ import random
 import signal
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
@@ -81,6 +82,7 @@ def distill(folder, digits, kill_after=0, seconds=0.0):
     (folder / "losses.txt").write_text(repr([epoch.losses for epoch in history.epochs]))
 
 
+@pytest.mark.slow
 def test_killed_at_more_than_twenty_random_points_it_ends_with_the_same_weights(tmp_path):
     digits = load(Data(limit=350), 0, tmp_path)
     assert -(-len(digits.train) // 64) == STEPS

@@ -45,7 +45,8 @@ class LogitsOnly(Counting):
 
 def stored(path, teacher, identity="a", resident=None, **config):
     return StoredKnowledge(
-        lambda inputs, indices, view: teacher(inputs), path, {"teacher": identity}, KnowledgeStorage(**config), views=2, samples=10,
+        lambda inputs, indices, view: teacher(inputs), path, {"teacher": identity},
+        KnowledgeStorage(**config), views=2, samples=10,
         rows=np.arange(10), example=teacher(X[:2]), resident=resident,
     )  # fmt: skip
 
