@@ -42,6 +42,9 @@ def line_options(function: F) -> F:
             ),
             click.option("--force", is_flag=True, help="Do this stage again even if it is done."),
             click.option(
+                "--no-doctor", is_flag=True, help="Do not look for mistakes before distilling."
+            ),
+            click.option(
                 "--quiet", "-q", is_flag=True, help="No progress; errors and results only."
             ),
             click.option("--json", "as_json", is_flag=True, help="Print the results as JSON."),
@@ -61,6 +64,7 @@ def run_until(
     force: bool,
     quiet: bool,
     as_json: bool,
+    no_doctor: bool = False,
 ) -> Run:
     """Bring the run up to date up to `stage`, telling the user what is done and what was not."""
     from edgekd.pipeline import together
@@ -68,6 +72,7 @@ def run_until(
     from edgekd.progress import default_progress
 
     started = time.monotonic()
+    overrides = (*overrides, *["distill.doctor=false"][:no_doctor])
     resolved, base, folder = _resolve(config, example, overrides, out)
     progress = default_progress(quiet)
     # Standard output is for results: what a user's module prints must not get between them.

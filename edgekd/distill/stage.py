@@ -13,7 +13,7 @@ from edgekd.config.schema import Config
 from edgekd.config.units import format_quantity
 from edgekd.data.views import Views
 from edgekd.distill.compute import autocast, teacher_precision
-from edgekd.distill.doctor import examine
+from edgekd.distill.doctor import examine, gradient_line, gradient_norms
 from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
 from edgekd.distill.method import FeatureMethod, Knowledge
 from edgekd.distill.objective import Objective
@@ -72,10 +72,15 @@ def _consult_doctor(
     # Not through the store: it must hold what training batches give, and nothing else.
     with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as tapped:
         known = Knowledge(*tapped(inputs))
+        again = Knowledge(*tapped(inputs[: len(inputs) // 2]))
     accuracy = context.run.training("teacher").validation
     labels = torch.from_numpy(dataset.labels[batch])
-    for complaint in examine(student, objective, config, accuracy, inputs, known, labels):
+    for complaint in examine(
+        student, objective, config, accuracy, inputs, known, labels, again=again
+    ):
         context.progress.say(f"  warning: {complaint}")
+    norms = gradient_norms(student, objective, inputs, known, labels)
+    context.progress.say(f"  {gradient_line(norms)}")
 
 
 def _tell_taps(objective: Objective, context: Context) -> None:
