@@ -84,7 +84,9 @@ def train(
         objective.trained.train()
         optimizer = _optimizer(everything, config)
         torch.manual_seed(seed + parallel.rank())
-        state = _restore(found, everything, optimizer, progress) if found else State()
+        state = State()
+        if found:
+            state = _restore(checkpoint, found, everything, optimizer, progress)
         started = time.monotonic() - state.seconds
         saved = time.monotonic()
         with (
@@ -399,10 +401,21 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _restore(
-    found: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
+    path: Path,
+    found: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
 ) -> State:
-    model.load_state_dict(found["model"])
-    optimizer.load_state_dict(found["optimizer"])
+    try:
+        model.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+    except (RuntimeError, ValueError):
+        raise StageError(
+            "this checkpoint is of another model or other losses",
+            where=str(path),
+            fix="delete it to train from the beginning",
+        ) from None
     if len(found["generators"]) != parallel.count():
         raise StageError(
             f"this training began in {len(found['generators'])} processes, not {parallel.count()}",

@@ -95,6 +95,13 @@ def test_a_damaged_checkpoint_is_one_clear_error(digits, tmp_path):
         run(network(), digits, tmp_path)
 
 
+def test_a_checkpoint_of_another_model_is_one_clear_error(digits, tmp_path):
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(network(), digits, tmp_path, checkpoint_every=0.0, progress=StopAfter(3))
+    with pytest.raises(StageError, match="of another model"):
+        run(network(width=17), digits, tmp_path)
+
+
 def test_a_signal_saves_and_stops_between_two_steps(digits, tmp_path):
     import os
     import signal
