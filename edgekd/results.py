@@ -197,9 +197,9 @@ class Parity(Record):
 class DeviceFileParity(Record):
     """A device file against the file that it was made from, on the whole test split.
 
-    `max_error` is max|Δ| / max|reference| of logits or probabilities, None for class numbers.
-    `agreement` is the share of samples with the same top-1 answer; of the others, `undecided` had
-    their two best logits within the tolerance of each other.
+    `max_error` is max|Δlogit| / max|logit|, or max|Δprobability|; None for class numbers. It must
+    not exceed `tolerance`. `agreement` is the share of samples with the same top-1 answer; of the
+    others, `undecided` answered with a logit as good as the best one within the tolerance.
     """
 
     path: str

@@ -282,6 +282,9 @@ class Verify(Section):
     tolerance: Positive = Field(
         1e-4, description="Largest |Δlogit| allowed, as a share of the largest |logit|."
     )
+    f16_tolerance: Positive = Field(
+        1e-2, description="The same for files with weights stored in float16."
+    )
     int8_tolerance: Positive = Field(
         0.25, description="The same for INT8 files, whose accuracy is what counts."
     )
