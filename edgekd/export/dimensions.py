@@ -69,6 +69,15 @@ def named_shapes(inputs: Mapping[str, Tensor], config: Export) -> tuple[dict[int
     return tuple({axis: sizes[name] for axis, name in axes[key].items()} for key in inputs)
 
 
+def larger(inputs: Mapping[str, Tensor], config: Export) -> dict[str, Tensor]:
+    """The inputs with every free size doubled: real data, repeated."""
+    axes = dynamic_axes(inputs, config)
+    return {
+        name: x.repeat(*(2 if axis in axes[name] else 1 for axis in range(x.ndim)))
+        for name, x in inputs.items()
+    }
+
+
 def check_free(model: Path, source: Source, config: Export) -> None:
     """Feed the ONNX file twice the example's free sizes, as real data repeated, beside PyTorch.
 
@@ -80,13 +89,10 @@ def check_free(model: Path, source: Source, config: Export) -> None:
     where, fix = f"export.dynamic ({names})", "take the sizes that must stay out of export.dynamic"
     if set(names.split(", ")) == {"batch"}:
         return
-    larger = {
-        name: x.repeat(*(2 if axis in axes[name] else 1 for axis in range(x.ndim)))
-        for name, x in source.inputs.items()
-    }
-    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in larger.items())
+    doubled = larger(source.inputs, config)
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in doubled.items())
     try:
-        expected = reference(source.module, larger)
+        expected = reference(source.module, doubled)
     except Exception as error:
         raise UsageError(
             f"the {source.card.role} itself takes no other sizes: {type(error).__name__} for {shapes}",
@@ -95,7 +101,7 @@ def check_free(model: Path, source: Source, config: Export) -> None:
         ) from None
     try:
         gap = difference(
-            expected, onnx_outputs(model, {name: x.numpy() for name, x in larger.items()})
+            expected, onnx_outputs(model, {name: x.numpy() for name, x in doubled.items()})
         )
     except Exception as error:
         line = str(error).strip().splitlines()[0][:200]

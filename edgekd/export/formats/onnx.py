@@ -125,7 +125,8 @@ def save_onnx(model: object, path: Path, *, external: bool) -> None:
         save_as_external_data=external,
         all_tensors_to_one_file=True,
         location=f"{path.name}.data",
-        size_threshold=0,
+        # Shapes and axes stay inside: ONNX Runtime reads them before it opens other files.
+        size_threshold=1024,
     )
 
 
