@@ -77,7 +77,7 @@ def export_openvino(source: Source, folder: Path, config: Export) -> Exported:
 
 
 def save(model: Any, path: Path, *, half: bool = False) -> tuple[Path, ...]:
-    """Write the IR; with `half` its weights as float16, which the runtime converts when it loads."""
+    """Write the IR, both files or none; with `half` its weights as float16, which the runtime converts when it loads."""
     import openvino
 
     names = (path.name, path.with_suffix(".bin").name)
