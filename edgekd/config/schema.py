@@ -199,7 +199,7 @@ class Export(Section):
         None, ge=18, le=24, description="ONNX opset; null: the exporter's choice."
     )
     dynamic: list[FreeAxis] | dict[str, list[AxisName | None]] = Field(
-        ["batch"],
+        default_factory=lambda: ["batch"],
         description="Sizes of the inputs that stay free; the batch always does. A list of names, or by "
         "input the name of every size, null where it is fixed: {input: [batch, null, height, width]}.",
     )

@@ -79,8 +79,8 @@ def explain(error: BaseException, module: nn.Module) -> Failure:
         return Failure(
             f"{operator}: {reason}" if operator else reason, operator, where, line, advice
         )
-    reason, advice = known
-    return Failure(f"{operator}: {reason}" if operator else reason, operator, where, line, advice)
+    reason, what = known
+    return Failure(f"{operator}: {reason}" if operator else reason, operator, where, line, what)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

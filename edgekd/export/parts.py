@@ -51,7 +51,7 @@ def _external_data(path: Path) -> list[str]:
     if not model.graph.node or not model.opset_import:
         # Any few bytes can be read as a message without content.
         raise UsageError("is not an ONNX model: it has no operators", where=str(path))
-    names = {}
+    names: dict[str, None] = {}
     for tensor in _tensors(model.graph):
         if uses_external_data(tensor):
             about = {entry.key: entry.value for entry in tensor.external_data}

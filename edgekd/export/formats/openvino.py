@@ -77,7 +77,7 @@ def export_openvino(source: Source, folder: Path, config: Export) -> Exported:
 
 
 def save(model: Any, path: Path, *, half: bool = False) -> tuple[Path, ...]:
-    """Write the IR, both files or none; with `half` its weights as float16, which the runtime converts when it loads."""
+    """Write the IR, both files or none; with `half` its weights as float16, which runtimes convert."""
     import openvino
 
     names = (path.name, path.with_suffix(".bin").name)
@@ -159,7 +159,7 @@ def _faster(onnx: _Candidate, direct: _Candidate, source: Source) -> tuple[_Cand
 
 def _seconds(request: Any, inputs: dict[str, np.ndarray], calls: int) -> float:
     """The median inference."""
-    times = []
+    times: list[float] = []
     for _ in range(calls):
         request.infer(inputs, share_inputs=True, share_outputs=True)
         times.append(request.latency / 1e3)
