@@ -25,7 +25,6 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 CONFIGURATIONS: dict[str, dict[str, object]] = {
     "default": {},
     "producer: onnx": {"producer": "onnx"},
-    "producer: pytorch": {"producer": "pytorch"},
     "f16, folded, argmax, .ort": {
         "weights": "f16", "preprocessing": "fold", "output": "argmax", "ort": True,
     },
@@ -60,23 +59,28 @@ def once(config: dict[str, object]) -> dict[str, object]:
     inputs = torch.randn(SAMPLES, 3, 224, 224)
     reset_peak()
     before = resident()
-    seconds: dict[str, float] = {}
+    seconds: dict[str, tuple[float, float]] = {}
 
-    def timed(name: str, started: float) -> None:
-        seconds[name] = seconds.get(name, 0) + time.monotonic() - started
+    def now() -> tuple[float, float]:
+        return time.monotonic(), time.process_time()
+
+    def timed(name: str, started: tuple[float, float]) -> None:
+        """Wall and CPU seconds since then, added to what the step took before."""
+        old, wall, cpu = seconds.get(name, (0.0, 0.0)), *now()
+        seconds[name] = (old[0] + wall - started[0], old[1] + cpu - started[1])
 
     files, errors, notes = [], [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = Source(module, card, inputs[:8], folder / "student.onnx")
-        whole = time.monotonic()
+        whole = now()
         for format in ("onnx", "openvino"):
-            started = time.monotonic()
+            started = now()
             made = EXPORTERS.get(format)(source, folder, settings)
             timed(f"export {format}", started)
             notes += made.notes
             files.append((format, "f32", made))
-        started = time.monotonic()
+        started = now()
         if settings.weights == "f16":
             half = compress(folder / "student.xml", folder / "student-f16.xml")
             files.append(("openvino", "f16", half))
@@ -90,13 +94,13 @@ def once(config: dict[str, object]) -> dict[str, object]:
         device = device_files(records, settings, spec, "uint8", folder)
         if len(files) > 2 or device:
             timed("f16 and device files", started)
-        started = time.monotonic()
+        started = now()
         with torch.inference_mode():
             reference = module(inputs).numpy()
         timed("verify", started)
         runtimes = {"onnx": "onnxruntime", "openvino": "openvino"}
         for format, _, made in files:
-            started = time.monotonic()
+            started = now()
             session = load(runtimes[format], made.path, threads=1, precision="f32")
             found = session.run(inputs.numpy())[0]
             single = np.concatenate(
@@ -105,7 +109,7 @@ def once(config: dict[str, object]) -> dict[str, object]:
             for expected, answer in ((reference, found), (reference[:SINGLE], single)):
                 errors.append(compare(expected, answer, where=made.path.name).max_relative)
             timed("verify", started)
-        seconds["all"] = time.monotonic() - whole
+        timed("all", whole)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return {
         "seconds": seconds, "before": before, "peak": peak(), "errors": errors,
@@ -140,9 +144,10 @@ def table(found: dict[str, list[dict]], options: argparse.Namespace) -> str:
     lines = [
         "# Export and verification of a ResNet-50, 224×224, to ONNX and OpenVINO IR",
         "",
-        f"`python benchmarks/export_time.py --threads {options.threads} --runs {options.runs}`: median "
-        "(smallest to largest) of processes in turns. Memory is the process's peak, and in parentheses "
-        "what it was before the export, with PyTorch and the model loaded.",
+        f"`python benchmarks/export_time.py --threads {options.threads} --runs {options.runs}`: wall "
+        "time / CPU time of all threads, medians of processes in turns. On a machine that others use too the "
+        "wall time is what they leave; the CPU time is about what one free core would take. Memory is the "
+        "process's peak, and in parentheses what it was before, with PyTorch and the model loaded.",
         "",
         "| export | ONNX | IR | more files | verify | all | peak memory | largest error, f32 files |",
         "|---|---|---|---|---|---|---|---|",
@@ -174,11 +179,12 @@ def table(found: dict[str, list[dict]], options: argparse.Namespace) -> str:
     return "\n".join(lines)
 
 
-def spread(values: list[float | None]) -> str:
+def spread(values: list[tuple[float, float] | None]) -> str:
     known = [value for value in values if value is not None]
     if not known:
         return "–"
-    return f"{statistics.median(known):.1f} s ({min(known):.1f}–{max(known):.1f})"
+    wall, busy = (statistics.median(part) for part in zip(*known, strict=True))
+    return f"{wall:.1f} s / {busy:.1f} s"
 
 
 def cpu() -> str:

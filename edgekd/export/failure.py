@@ -65,6 +65,7 @@ def explain(error: BaseException, module: nn.Module) -> Failure:
     """Find the user's part in what PyTorch or its ONNX exporter raised for `module`."""
     chain = list(_chain(error))
     node = _innermost_node(chain)
+    operator: str | None
     if node is not None:
         operator, where, line = str(node.target), _node_module(node, module), _node_line(node)
     else:
