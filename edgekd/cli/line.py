@@ -42,6 +42,9 @@ def line_options(function: F) -> F:
             ),
             click.option("--force", is_flag=True, help="Do this stage again even if it is done."),
             click.option(
+                "--no-doctor", is_flag=True, help="Do not look for mistakes before distilling."
+            ),
+            click.option(
                 "--quiet", "-q", is_flag=True, help="No progress; errors and results only."
             ),
             click.option("--json", "as_json", is_flag=True, help="Print the results as JSON."),
@@ -61,12 +64,15 @@ def run_until(
     force: bool,
     quiet: bool,
     as_json: bool,
+    no_doctor: bool = False,
 ) -> Run:
     """Bring the run up to date up to `stage`, telling the user what is done and what was not."""
+    from edgekd.pipeline import together
     from edgekd.pipeline.line import resolve_folder, run_line
     from edgekd.progress import default_progress
 
     started = time.monotonic()
+    overrides = (*overrides, *["distill.doctor=false"][:no_doctor])
     resolved, base, folder = _resolve(config, example, overrides, out)
     progress = default_progress(quiet)
     # Standard output is for results: what a user's module prints must not get between them.
@@ -80,6 +86,8 @@ def run_until(
             progress=progress,
             command=shlex.join(["edgekd", *sys.argv[1:]]),
         )
+    if together.follows():
+        raise click.exceptions.Exit(0)  # the first process tells what there is to tell
     seconds = time.monotonic() - started
     if done:
         progress.say(f"done in {seconds:.1f} s: {', '.join(done)}")

@@ -40,6 +40,11 @@ class Knowledge:
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
 
+    def float(self) -> Knowledge:
+        """Everything in float32, as losses are computed; nothing is copied that already is."""
+        features = {tap: value.float() for tap, value in self.features.items()}
+        return Knowledge(self.logits.float(), features)
+
 
 class Method(BaseModel):
     """One distillation loss. Fields are its hyper-parameters, with the paper's defaults."""

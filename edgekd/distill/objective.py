@@ -63,9 +63,17 @@ class Objective:
         )
 
     def terms(
-        self, student: Knowledge, teacher: Knowledge | None, labels: Tensor, epoch: int = 0
+        self,
+        student: Knowledge,
+        teacher: Knowledge | None,
+        labels: Tensor,
+        epoch: int = 0,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted scalar terms of one batch of the (0-based) epoch; their sum is the loss.
+
+        Where samples are mixed, `targets` (n, classes) are the shares of the classes, which the
+        cross-entropy is taken to; methods see the `labels` (n,) of the larger ones.
 
         Methods that are an initialisation (`alone`) have the first epochs for themselves; then they
         are done.
@@ -74,7 +82,8 @@ class Objective:
         methods = initial or tuple(m for m in self.methods if m.alone == 0)
         terms: dict[str, Tensor] = {}
         if self.alpha and not initial:
-            terms["cross_entropy"] = self.alpha * F.cross_entropy(student.logits, labels)
+            hard = labels if targets is None else targets
+            terms["cross_entropy"] = self.alpha * F.cross_entropy(student.logits, hard)
         for method in methods:
             assert teacher is not None
             warm = min(1.0, (epoch + 1) / max(1, method.warmup))

@@ -231,10 +231,10 @@ _ROOMS = {
 _RUNTIMES = ("onnxruntime", "openvino", "numpy")
 
 LINE: tuple[Stage, ...] = (
-    Stage("teacher", 2, _teacher, (), "teacher", shareable=True),
+    Stage("teacher", 3, _teacher, (), "teacher", shareable=True),
     Stage(
         "distill",
-        2,
+        3,
         _distill,
         ("teacher/model.json", "teacher/model.safetensors"),
         "student",

@@ -26,7 +26,7 @@ def run(context: Context) -> None:
         history = train(
             teacher,
             dataset,
-            Views(dataset, config.data.augment, config.seed),
+            Views(dataset, config.data.augment, config.data.seed),
             Objective(),
             config.teacher.train,
             seed=config.seed,
