@@ -110,6 +110,27 @@ class TrainingReport(Record):
     test: Accuracy
 
 
+class SchemeModel(Record):
+    """A model that a scheme made: `folder` below `student/`, or None for a teacher made of others.
+
+    `classes` are those that a specialist tells apart.
+    """
+
+    name: str
+    folder: str | None = None
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    validation: Accuracy
+    test: Accuracy
+
+
+class SchemeReport(Record):
+    """`student/scheme.json`: what was trained on the way to the student, in order."""
+
+    scheme: str
+    models: tuple[SchemeModel, ...]
+
+
 class ExportedFile(Record):
     """One deployable file; `files` are all its parts, `path` the one to open, both run-relative."""
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from edgekd.config import units
 from edgekd.config.units import Dimension
 from edgekd.distill.method import MethodList
+from edgekd.distill.scheme import SchemeChoice
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -143,13 +144,18 @@ class Model(Section):
         return value
 
 
-class Teacher(Model):
-    """The model that knows."""
+class Weighted(Model):
+    """A network whose weights may be given."""
 
-    model: str = "zoo:resnet20x2"
     weights: str | None = Field(
         None, description="A .safetensors file or a weights-only checkpoint; null: train it here."
     )
+
+
+class Teacher(Weighted):
+    """The model that knows."""
+
+    model: str = "zoo:resnet20x2"
     train: Training = Field(default_factory=Training)
 
 
@@ -162,6 +168,11 @@ class Student(Model):
 class Distill(Training):
     """Student training: L = alpha · CE(labels) + Σ weight · method(student, teacher)."""
 
+    scheme: SchemeChoice = Field(
+        default_factory=SchemeChoice.default,
+        description="Who learns from whom (see `edgekd schemes`). Some have other defaults for alpha and "
+        "methods.",
+    )
     alpha: NonNegative = Field(0.1, description="Weight of the hard-label cross-entropy.")
     methods: MethodList = Field(
         default_factory=MethodList.default,
@@ -170,6 +181,22 @@ class Distill(Training):
     doctor: bool = Field(
         True, description="Look for mistakes before training: a few seconds, warnings only."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_scheme(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "scheme" not in value:
+            return value
+        try:
+            scheme = SchemeChoice.parse(value["scheme"]).entry
+        except ValueError:
+            return value  # the field says what is wrong with it
+        return {**scheme.defaults, **value}
+
+    @model_validator(mode="after")
+    def _fits_the_scheme(self) -> Distill:
+        self.scheme.entry.check(self)
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distill:

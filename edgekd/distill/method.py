@@ -15,13 +15,12 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, core_schema
 
-from edgekd.errors import UsageError
-from edgekd.registry import Registry, suggestion
+from edgekd.distill.entry import parse_entry, problem
+from edgekd.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,12 +131,15 @@ class MethodList:
         if isinstance(value, MethodList):
             return value
         if not isinstance(value, list):
-            raise _problem("should be a list such as [{kd: {temperature: 4}}]")
-        entries = tuple(_parse_entry(i, entry) for i, entry in enumerate(value))
+            raise problem("should be a list such as [{kd: {temperature: 4}}]")
+        entries = tuple(
+            entry if isinstance(entry, Method) else parse_entry(METHODS, entry, i)
+            for i, entry in enumerate(value)
+        )
         names = [entry.name for entry in entries]
         for name in names:
             if names.count(name) > 1:
-                raise _problem(f"method {name!r} is listed twice")
+                raise problem(f"method {name!r} is listed twice")
         return cls(entries)
 
     def dump(self) -> list[dict[str, Any]]:
@@ -164,29 +166,3 @@ class MethodList:
                 }
             )
         return {"type": "array", "items": {"anyOf": entries}}
-
-
-def _parse_entry(index: int, entry: object) -> Method:
-    if isinstance(entry, Method):
-        return entry
-    if isinstance(entry, str):
-        entry = {entry: {}}
-    if not isinstance(entry, dict) or len(entry) != 1:
-        raise _problem("should be a name or one {name: {parameters}}", index)
-    ((name, parameters),) = entry.items()
-    try:
-        cls = METHODS.get(str(name))
-        return cls.model_validate({} if parameters is None else parameters)
-    except UsageError as error:
-        raise _problem(error.what, index) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        text = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-        if first["type"] == "extra_forbidden":
-            text = f"unknown key{suggestion(str(first['loc'][-1]), cls.model_fields)}"
-        raise _problem(text, index, str(name), *first["loc"]) from None
-
-
-def _problem(text: str, *path: str | int) -> PydanticCustomError:
-    """An error at `path` below `distill.methods`."""
-    return PydanticCustomError("methods", "{text}", {"text": text, "path": path})

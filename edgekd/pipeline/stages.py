@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifacts import sha256_file
-from edgekd.config.schema import Config, Model, Training
+from edgekd.config.schema import Config, Model, Training, Weighted
 from edgekd.errors import UsageError
 from edgekd.pipeline.run import Run
 from edgekd.progress import Progress
@@ -109,28 +109,40 @@ def _teacher(config: Config, base: Path) -> dict[str, Any]:
     return {
         "data": data_part(config, base),
         "network": _network(teacher, base, "teacher"),
-        "weights": sha256_file(weights_path(config, base)) if teacher.weights else None,
+        "weights": sha256_file(weights_path(teacher, base)) if teacher.weights else None,
         "train": None if teacher.weights else _training(teacher.train),
     }
 
 
-def weights_path(config: Config, base: Path) -> Path:
-    """The file `teacher.weights` names. Raises UsageError when there is none."""
-    path = base / (config.teacher.weights or "")
+def weights_path(teacher: Weighted, base: Path, where: str = "teacher.weights") -> Path:
+    """The file its `weights` names. Raises UsageError when there is none."""
+    path = base / (teacher.weights or "")
     if not path.is_file():
         raise UsageError(
             f"is a folder: {path}" if path.is_dir() else f"no such file: {path}",
-            where="teacher.weights",
+            where=where,
             fix="give a .safetensors file or a weights-only checkpoint, or null to train it here",
         )
     return path
 
 
 def _distill(config: Config, base: Path) -> dict[str, Any]:
+    scheme = config.distill.scheme.entry
+    networks = [
+        {
+            **_network(network, base, "distill.scheme"),
+            "weights": sha256_file(weights_path(network, base, "distill.scheme"))
+            if isinstance(network, Weighted) and network.weights
+            else None,
+        }
+        for network in scheme.networks()
+    ]
     return {
         "data": data_part(config, base),
         "network": _network(config.student, base, "student"),
         "distill": _training(config.distill),
+        "networks": networks,
+        "teachers": _training(config.teacher.train) if scheme.trains_teachers else None,
     }
 
 
@@ -234,7 +246,7 @@ LINE: tuple[Stage, ...] = (
     Stage("teacher", 2, _teacher, (), "teacher", shareable=True),
     Stage(
         "distill",
-        2,
+        3,
         _distill,
         ("teacher/model.json", "teacher/model.safetensors"),
         "student",

@@ -21,7 +21,7 @@ def run(context: Context) -> None:
     history = None
     checkpoint = context.folder / "checkpoint.pt"
     if config.teacher.weights:
-        load_weights(teacher, weights_path(config, context.base))
+        load_weights(teacher, weights_path(config.teacher, context.base))
     else:
         history = train(
             teacher,

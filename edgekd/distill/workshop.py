@@ -1,0 +1,313 @@
+"""Where schemes train: one run's data, settings and folder. What is finished is not trained again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgekd.artifacts import sha256_file
+from edgekd.config.schema import Model, Training
+from edgekd.data.resolve import Dataset
+from edgekd.data.views import Views
+from edgekd.distill.doctor import examine
+from edgekd.distill.knowledge_store import KnowledgeStore
+from edgekd.distill.method import FeatureMethod, Knowledge
+from edgekd.distill.methods.kd import KD
+from edgekd.distill.objective import Objective
+from edgekd.distill.taps import Tapped
+from edgekd.distill.trainer import TeacherKnowledge, predict, train
+from edgekd.models import role
+from edgekd.models.weights import load_weights
+from edgekd.pipeline.stages import Context, data_part
+from edgekd.results import Accuracy, History, SchemeModel, SchemeReport
+from edgekd.teachers.network import Teacher, TorchTeacher
+
+
+@dataclass(frozen=True)
+class Known:
+    """A teacher, and plain data that changes when its answers may: the key of its knowledge store."""
+
+    teacher: Teacher
+    identity: Any
+
+
+class Workshop:
+    """What a scheme gets. Folders are relative to the stage's own, which is the student's."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.config = context, context.config.distill
+        self.dataset = context.dataset
+        self.views = Views(self.dataset, context.config.data.augment, context.config.seed)
+        self.made: list[SchemeModel] = []
+
+    # -- models -----------------------------------------------------------------------------
+
+    def build(self, network: Model, *, seed: int = 0, where: str = "student") -> nn.Module:
+        """An untrained network for this data; `seed` counts from the run's. Raises UsageError."""
+        seed += self.context.config.seed
+        return role.build(network, "student", self.dataset, seed=seed, base=self.context.base)
+
+    @property
+    def student(self) -> Model:
+        """The network that ships."""
+        return self.context.config.student
+
+    @cached_property
+    def teacher(self) -> Known:
+        """The run's own teacher."""
+        run, base = self.context.run, self.context.base
+        digest = run.manifest.stages["teacher"].artifacts["teacher/model.safetensors"].sha256
+        identity = {"teacher": digest, "card": run.card("teacher").model_dump(mode="json")}
+        return Known(TorchTeacher(role.load(run, "teacher", base)), identity)
+
+    def known(self, module: nn.Module, folder: str) -> Known:
+        """A network that was trained here, as a teacher of others."""
+        path = self.context.folder / folder
+        return Known(
+            TorchTeacher(module),
+            [sha256_file(path / name) for name in ("model.safetensors", "model.json")],
+        )
+
+    def member(
+        self, name: str, network: Model, folder: str, seed: int, weights: str | None
+    ) -> Known:
+        """Another teacher: its weights given, or trained as `teacher.train` says. Kept in `folder`."""
+        if weights is None or self.finished(folder):
+            settings = self.context.config.teacher.train
+            module = self.fit(name, network, folder, training=settings, seed=seed)
+        else:
+            module = self.build(network, seed=seed)
+            load_weights(module, self.context.base / weights)
+            self.keep(name, module.eval(), network, folder, None, seed=seed)
+        return self.known(module, folder)
+
+    @property
+    def kd_temperature(self) -> float:
+        """At which soft targets are made; 1 without kd."""
+        found = [m.temperature for m in self.config.methods.entries if isinstance(m, KD)]
+        return found[0] if found else 1.0
+
+    # -- training ---------------------------------------------------------------------------
+
+    def fit(
+        self,
+        name: str,
+        network: Model,
+        folder: str = "",
+        *,
+        teacher: Known | None = None,
+        module: nn.Module | None = None,
+        training: Training | None = None,
+        dataset: Dataset | None = None,
+        objective: Objective | None = None,
+        seed: int = 0,
+    ) -> nn.Module:
+        """Train `network` and keep it in `folder`; the student's is "". Done before: only load it.
+
+        It learns from the labels alone, or by the configured methods from `teacher`; `module` is its
+        start where that is not random, `training` its settings where they are not the student's.
+        """
+        dataset = dataset or self.dataset
+        module = module if module is not None else self.build(network, seed=seed)
+        if self.finished(folder):
+            load_weights(module, self.context.folder / folder / "model.safetensors")
+            self._tell(name, network, folder, module)
+            return module.eval()
+        if objective is None:
+            objective = self.objective if teacher is not None else Objective()
+        history = self.train(
+            name, module, objective, folder,
+            teacher=teacher, training=training, dataset=dataset, seed=seed,
+        )  # fmt: skip
+        self.keep(name, module, network, folder, history, dataset=dataset, seed=seed)
+        return module
+
+    @property
+    def objective(self) -> Objective:
+        """The configured one, new: its own layers are not trained yet."""
+        return Objective(self.config.alpha, self.config.methods.entries)
+
+    def train(
+        self,
+        name: str,
+        module: nn.Module,
+        objective: Objective,
+        folder: str = "",
+        *,
+        teacher: Known | None = None,
+        training: Training | None = None,
+        dataset: Dataset | None = None,
+        seed: int = 0,
+    ) -> History:
+        """Train `module` in place with the one loop, going on from a checkpoint in `folder`."""
+        dataset = dataset or self.dataset
+        seed += self.context.config.seed
+        views = Views(dataset, self.context.config.data.augment, self.context.config.seed)
+        if teacher is not None:
+            self._prepare(name, module, objective, teacher, views, seed)
+        return train(
+            module,
+            dataset,
+            views,
+            objective,
+            training or self.config,
+            seed=seed,
+            checkpoint=self._checkpoint(folder),
+            progress=self.context.progress,
+            name=name,
+            teacher=None if teacher is None else self.ask(teacher, objective, views),
+        )
+
+    def finished(self, folder: str = "") -> bool:
+        """Whether what belongs in `folder` was trained to the end; its history is written last."""
+        return (self.context.folder / folder / "history.json").exists()
+
+    def keep(
+        self,
+        name: str,
+        module: nn.Module,
+        network: Model,
+        folder: str,
+        history: History | None,
+        *,
+        dataset: Dataset | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Write a trained network with its card, accuracy and history."""
+        role.save(
+            module, network, "student", self.context.folder / folder, dataset or self.dataset,
+            seed=self.context.config.seed + seed, history=history,
+        )  # fmt: skip
+        self._checkpoint(folder).unlink(missing_ok=True)
+        self._tell(name, network, folder, module if dataset is None else None)
+
+    def _checkpoint(self, folder: str) -> Path:
+        return self.context.folder / folder / "checkpoint.pt"
+
+    # -- teachers ---------------------------------------------------------------------------
+
+    def ask(self, known: Known, objective: Objective, views: Views) -> TeacherKnowledge:
+        """What the teacher says of a batch: its logits from the store that all runs beside this one
+        share, or, where features are needed too, by running it.
+        """
+        if objective.teacher_taps:
+            return _seen(known.teacher, objective, views.dataset)
+        store = KnowledgeStore(
+            self.context.run.path.parent / ".knowledge",
+            {
+                "teacher": known.identity,
+                "data": data_part(self.context.config, self.context.base),
+            },
+            views=views.count,
+            samples=len(views.dataset.labels),
+            classes=self._width(known, views),
+        )
+
+        def answer(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+            def say(x: Tensor) -> Tensor:
+                return known.teacher.knowledge(x, indices, view).logits
+
+            return Knowledge(store.logits(say, inputs, indices, view))
+
+        return answer
+
+    def _width(self, known: Known, views: Views) -> int:
+        first = torch.from_numpy(views.dataset.train[:2])
+        return known.teacher.knowledge(views.batch(first, 0), first, 0).logits.shape[1]
+
+    def accuracy(self, known: Known, indices: np.ndarray) -> Accuracy:
+        """Top-1 accuracy of a teacher of any kind on unaugmented samples."""
+        if isinstance(known.teacher, TorchTeacher):
+            logits = predict(known.teacher.module, self.dataset, indices)
+        else:
+            chunks = torch.from_numpy(indices).split(256)
+            logits = torch.cat(
+                [known.teacher.knowledge(self.dataset.tensor(c), c, 0).logits for c in chunks]
+            )
+        labels = self.dataset.labels[indices]
+        return role.accuracy(logits.argmax(1).numpy(), labels, len(self.dataset.classes))
+
+    def _prepare(
+        self,
+        name: str,
+        module: nn.Module,
+        objective: Objective,
+        known: Known,
+        views: Views,
+        seed: int,
+    ) -> None:
+        dataset = views.dataset
+        if isinstance(known.teacher, TorchTeacher):
+            example = dataset.tensor(np.resize(dataset.train, 4))
+            objective.prepare(module, known.teacher.module, example, seed)
+        for method in objective.methods:
+            if isinstance(method, FeatureMethod):
+                pairs = ", ".join(f"{t} → {s}" for t, s in method.taps or ())
+                self.say(f"{method.name}: {pairs}")
+        if not self.config.doctor:
+            return
+        batch = torch.from_numpy(np.resize(dataset.train, self.config.batch_size))
+        # Not through the store: it must hold what training batches give, and nothing else.
+        inputs = views.batch(batch, 0)
+        answers = _seen(known.teacher, objective, dataset)(inputs, batch, 0)
+        labels = torch.from_numpy(dataset.labels)[batch]
+        accuracy = self.accuracy(known, dataset.validation)
+        for complaint in examine(module, objective, self.config, accuracy, inputs, answers, labels):
+            self.say(f"warning: {complaint}")
+
+    # -- telling ----------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        self.context.progress.say(f"  {text}")
+
+    def note(self, name: str, known: Known, **about: Any) -> None:
+        """A teacher that was made here and is no file of its own, with its accuracy."""
+        model = SchemeModel(
+            name=name,
+            validation=self.accuracy(known, self.dataset.validation),
+            test=self.accuracy(known, self.dataset.test),
+            **about,
+        )
+        self.made.append(model)
+        self.say(f"{name} accuracy: {model.test.value:.2%} on the test split (PyTorch)")
+
+    def _tell(self, name: str, network: Model, folder: str, module: nn.Module | None) -> None:
+        report = role.TrainingReport.read(self.context.folder / folder / "metrics.json")
+        self.made.append(
+            SchemeModel(
+                name=name,
+                folder=folder or ".",
+                model=network.model,
+                validation=report.validation,
+                test=report.test,
+            )
+        )
+        self.say(f"{name} accuracy: {report.test.value:.2%} on the test split (PyTorch)")
+
+    def report(self) -> None:
+        """`scheme.json`: what was trained on the way."""
+        scheme = self.config.scheme.entry.name
+        SchemeReport(scheme=scheme, models=tuple(self.made)).write(
+            self.context.folder / "scheme.json"
+        )
+
+
+def _seen(teacher: Teacher, objective: Objective, dataset: Dataset) -> TeacherKnowledge:
+    """By asking the teacher itself, with the features that the methods look at."""
+    if not objective.teacher_taps:
+        return teacher.knowledge
+    assert isinstance(teacher, TorchTeacher)
+    tapped = Tapped(teacher.module, objective.teacher_taps).__enter__()
+
+    def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+        with torch.no_grad():
+            return Knowledge(*tapped(inputs))
+
+    return ask
