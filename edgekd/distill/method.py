@@ -33,11 +33,14 @@ Kind = Literal["logits", "probabilities", "labels", "features", "attentions"]
 class Knowledge:
     """What a model says about one batch of n samples. Only what a method `needs` is filled in.
 
-    `logits`: (n, classes), unnormalised. `features`: tap name → tensor with n rows.
+    `logits`: (n, classes), unnormalised. `features`: tap name → tensor with n rows. With the teacher's
+    go the `indices` (n,) of the samples and the classes of all there are, `population` (samples,).
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
+    indices: Tensor | None = None
+    population: Tensor | None = None
 
 
 class Method(BaseModel):
@@ -46,6 +49,8 @@ class Method(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: ClassVar[str]
     needs: ClassVar[frozenset[Kind]]
+    # Whether it looks at the labels, so that it has nothing to say of samples without one.
+    labelled: ClassVar[bool] = False
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     warmup: int = Field(0, ge=0, description="Epochs over which the weight rises linearly.")
     alone: int = Field(0, ge=0, description=ALONE)
@@ -53,6 +58,11 @@ class Method(BaseModel):
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         """The scalar loss, mean over the batch, before `weight`."""
         raise NotImplementedError
+
+    @property
+    def persists(self) -> bool:
+        """Whether it goes on after the epochs that it was `alone`."""
+        return self.alone == 0
 
     def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
         """What computes the loss, made once with the shapes of one batch of both.
@@ -94,9 +104,14 @@ class FeatureMethod(Method):
         return value
 
     def pairs(self, student: Knowledge, teacher: Knowledge) -> list[tuple[Tensor, Tensor]]:
-        """(student's features, teacher's features) of every pair of taps."""
+        """(student's features, teacher's features) of every pair of taps; tokens as maps."""
+        from edgekd.distill.regressors import as_map
+
         assert self.taps is not None
-        return [(student.features[s], teacher.features[t]) for t, s in self.taps]
+        found = [(student.features[s], teacher.features[t]) for t, s in self.taps]
+        if self.place == "penultimate":
+            return found
+        return [(as_map(s), as_map(t)) for s, t in found]
 
 
 METHODS: Registry[type[Method]] = Registry("method", "edgekd.distill.methods")

@@ -98,16 +98,23 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def stages(model: nn.Module, inputs: Tensor) -> list[str]:
     """The module that gives the last feature map (n, c, h, w) of each spatial size, large to small.
 
+    Of transformers, whose tokens (n, tokens, c) keep their number, the blocks that end each third.
     Found by running `inputs` once. Maps of 1×1 are left out: they are vectors.
     """
-    last: dict[tuple[int, ...], str] = {}
+    maps: dict[tuple[int, ...], str] = {}
+    tokens: list[str] = []
     hooks = []
 
     def keep(path: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-                last.pop(tuple(output.shape[2:]), None)
-                last[tuple(output.shape[2:])] = path
+            value = _first(output)
+            if value is None:
+                return
+            if value.ndim == 3:
+                tokens.append(path)
+            elif value.ndim == 4 and min(value.shape[2:]) > 1:
+                maps.pop(tuple(value.shape[2:]), None)
+                maps[tuple(value.shape[2:])] = path
 
         return hook
 
@@ -120,7 +127,31 @@ def stages(model: nn.Module, inputs: Tensor) -> list[str]:
     finally:
         for handle in hooks:
             handle.remove()
-    return list(last.values())
+    blocks = _blocks(model, tokens)
+    if blocks:
+        ends = sorted({-(-len(blocks) * third // 3) for third in (1, 2, 3)})
+        return [blocks[end - 1] for end in ends]
+    return list(maps.values())
+
+
+def _first(output: object) -> Tensor | None:
+    """The tensor that a module gives, or the first of several."""
+    if isinstance(output, tuple | list) and output:
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
+def _blocks(model: nn.Module, tokens: list[str]) -> list[str]:
+    """The longest list or sequence of modules of one kind that all give tokens, two at least."""
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        children = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
+        alike = len({type(child) for child in module.children()}) == 1
+        if alike and len(children) >= 2 and all(child in tokens for child in children):
+            found = max(found, children, key=len)
+    return found
 
 
 def pair_stages(teacher: list[str], student: list[str]) -> list[tuple[str, str]]:

@@ -84,7 +84,8 @@ class Workshop:
         else:
             module = self.build(network, seed=seed)
             load_weights(module, self.context.base / weights)
-            self.keep(name, module.eval(), network, folder, None, seed=seed)
+            self.keep(module.eval(), network, folder, None, seed=seed)
+            self.tell(name, network, folder)
         return self.known(module, folder)
 
     @property
@@ -117,7 +118,7 @@ class Workshop:
         module = module if module is not None else self.build(network, seed=seed)
         if self.finished(folder):
             load_weights(module, self.context.folder / folder / "model.safetensors")
-            self._tell(name, network, folder, module)
+            self.tell(name, network, folder)
             return module.eval()
         if objective is None:
             objective = self.objective if teacher is not None else Objective()
@@ -125,7 +126,8 @@ class Workshop:
             name, module, objective, folder,
             teacher=teacher, training=training, dataset=dataset, seed=seed,
         )  # fmt: skip
-        self.keep(name, module, network, folder, history, dataset=dataset, seed=seed)
+        self.keep(module, network, folder, history, dataset=dataset, seed=seed)
+        self.tell(name, network, folder)
         return module
 
     @property
@@ -170,7 +172,6 @@ class Workshop:
 
     def keep(
         self,
-        name: str,
         module: nn.Module,
         network: Model,
         folder: str,
@@ -185,7 +186,6 @@ class Workshop:
             seed=self.context.config.seed + seed, history=history,
         )  # fmt: skip
         self._checkpoint(folder).unlink(missing_ok=True)
-        self._tell(name, network, folder, module if dataset is None else None)
 
     def _checkpoint(self, folder: str) -> Path:
         return self.context.folder / folder / "checkpoint.pt"
@@ -245,7 +245,7 @@ class Workshop:
         dataset = views.dataset
         if isinstance(known.teacher, TorchTeacher):
             example = dataset.tensor(np.resize(dataset.train, 4))
-            objective.prepare(module, known.teacher.module, example, seed)
+            objective.prepare(module, known.teacher.module, example, seed, population(dataset))
         for method in objective.methods:
             if isinstance(method, FeatureMethod):
                 pairs = ", ".join(f"{t} → {s}" for t, s in method.taps or ())
@@ -278,7 +278,8 @@ class Workshop:
         self.made.append(model)
         self.say(f"{name} accuracy: {model.test.value:.2%} on the test split (PyTorch)")
 
-    def _tell(self, name: str, network: Model, folder: str, module: nn.Module | None) -> None:
+    def tell(self, name: str, network: Model, folder: str) -> None:
+        """A network that was kept in `folder`, with its accuracy."""
         report = role.TrainingReport.read(self.context.folder / folder / "metrics.json")
         self.made.append(
             SchemeModel(
@@ -308,6 +309,14 @@ def _seen(teacher: Teacher, objective: Objective, dataset: Dataset) -> TeacherKn
 
     def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         with torch.no_grad():
-            return Knowledge(*tapped(inputs))
+            return Knowledge(*tapped(inputs), indices=indices)
 
     return ask
+
+
+def population(dataset: Dataset) -> Tensor:
+    """The classes (samples,) of the training split; −1 for all other samples."""
+    classes = torch.full((len(dataset.labels),), -1)
+    train = torch.from_numpy(dataset.train)
+    classes[train] = torch.from_numpy(dataset.labels)[train]
+    return classes

@@ -12,6 +12,7 @@ from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Tapped, pair_stages, parse, stages
 from edgekd.distill.trainer import train
+from edgekd.distill.workshop import population
 from edgekd.errors import UsageError
 from edgekd.models.resolve import build
 from edgekd.progress import Silent
@@ -121,6 +122,9 @@ def digits(tmp_path_factory):
     return load(Data(limit=200), 0, tmp_path_factory.mktemp("base"))
 
 
+SMALL = {"ft": {"alone": 1}, "crd": {"negatives": 64, "dim": 8}}
+
+
 class StopAfter(Silent):
     def __init__(self, steps):
         self.left = steps
@@ -132,17 +136,21 @@ class StopAfter(Silent):
             raise RuntimeError("power cut")
 
 
-def distill(digits, path, names=("fitnet", "vid", "rkd"), progress=None):
+def distill(digits, path, names=("fitnet", "vid", "rkd", "crd", "ft"), progress=None):
     student = net("dscnn", (1, 8, 8), seed=1, width=4)
     teacher = net("resnet8", (1, 8, 8), seed=2).eval()
-    objective = Objective(0.1, (KD(), *(METHODS.get(name)() for name in names)))
-    objective.prepare(student, teacher, digits.tensor(digits.train[:4]), seed=0)
+    objective = Objective(
+        0.1, (KD(), *(METHODS.get(name)(**SMALL.get(name, {})) for name in names))
+    )
+    objective.prepare(
+        student, teacher, digits.tensor(digits.train[:4]), seed=0, population=population(digits)
+    )
     before = {k: v.clone() for k, v in objective.trained.state_dict().items()}
     with Tapped(teacher, objective.teacher_taps) as tapped:
 
         def ask(inputs, indices, view):
             with torch.no_grad():
-                return Knowledge(*tapped(inputs))
+                return Knowledge(*tapped(inputs), indices=indices)
 
         history = train(
             student, digits, Views(digits, Augment(), 0), objective,
@@ -155,14 +163,17 @@ def distill(digits, path, names=("fitnet", "vid", "rkd"), progress=None):
 
 def test_regressors_are_trained_with_the_student_and_every_term_is_logged(digits, tmp_path):
     student, objective, before, history = distill(digits, tmp_path)
-    assert set(objective.trained) == {"fitnet", "vid"}
+    assert set(objective.trained) == {"fitnet", "vid", "crd", "ft"}
     moved = [
         name
         for name, value in objective.trained.named_parameters()
         if not torch.equal(value, before[name])
     ]
     assert moved == [name for name, _ in objective.trained.named_parameters()]
-    assert set(history.epochs[0].losses) == {"cross_entropy", "kd", "fitnet", "vid", "rkd"}
+    assert set(history.epochs[0].losses) == {"ft"}  # alone with its paraphraser
+    assert set(history.epochs[1].losses) == {
+        "cross_entropy", "kd", "fitnet", "vid", "rkd", "crd", "ft",
+    }  # fmt: skip
     assert set(student.state_dict()) == set(net("dscnn", (1, 8, 8), width=4).state_dict())
     assert not any(m._forward_hooks for m in student.modules())
 
