@@ -105,7 +105,6 @@ class Workshop:
         teacher: Known | None = None,
         module: nn.Module | None = None,
         training: Training | None = None,
-        dataset: Dataset | None = None,
         objective: Objective | None = None,
         seed: int = 0,
     ) -> nn.Module:
@@ -114,19 +113,18 @@ class Workshop:
         It learns from the labels alone, or by the configured methods from `teacher`; `module` is its
         start where that is not random, `training` its settings where they are not the student's.
         """
-        dataset = dataset or self.dataset
         module = module if module is not None else self.build(network, seed=seed)
         if self.finished(folder):
-            load_weights(module, self.context.folder / folder / "model.safetensors")
+            self.load(module, folder)
             self.tell(name, network, folder)
-            return module.eval()
+            return module
         if objective is None:
             objective = self.objective if teacher is not None else Objective()
         history = self.train(
             name, module, objective, folder,
-            teacher=teacher, training=training, dataset=dataset, seed=seed,
+            teacher=teacher, training=training, seed=seed,
         )  # fmt: skip
-        self.keep(module, network, folder, history, dataset=dataset, seed=seed)
+        self.keep(module, network, folder, history, seed=seed)
         self.tell(name, network, folder)
         return module
 
@@ -170,6 +168,10 @@ class Workshop:
         """Whether what belongs in `folder` was trained to the end; its history is written last."""
         return (self.context.folder / folder / "history.json").exists()
 
+    def load(self, module: nn.Module, folder: str) -> None:
+        """Fill `module` with what was kept in `folder`, and leave it in evaluation mode."""
+        load_weights(module.eval(), self.context.folder / folder / "model.safetensors")
+
     def keep(
         self,
         module: nn.Module,
@@ -177,12 +179,11 @@ class Workshop:
         folder: str,
         history: History | None,
         *,
-        dataset: Dataset | None = None,
         seed: int = 0,
     ) -> None:
         """Write a trained network with its card, accuracy and history."""
         role.save(
-            module, network, "student", self.context.folder / folder, dataset or self.dataset,
+            module, network, "student", self.context.folder / folder, self.dataset,
             seed=self.context.config.seed + seed, history=history,
         )  # fmt: skip
         self._checkpoint(folder).unlink(missing_ok=True)
@@ -221,17 +222,24 @@ class Workshop:
         first = torch.from_numpy(views.dataset.train[:2])
         return known.teacher.knowledge(views.batch(first, 0), first, 0).logits.shape[1]
 
-    def accuracy(self, known: Known, indices: np.ndarray) -> Accuracy:
+    @staticmethod
+    def network_of(known: Known) -> nn.Module:
+        """The network that a white-box teacher is."""
+        assert isinstance(known.teacher, TorchTeacher)
+        return known.teacher.module
+
+    @staticmethod
+    def accuracy(known: Known, dataset: Dataset, indices: np.ndarray) -> Accuracy:
         """Top-1 accuracy of a teacher of any kind on unaugmented samples."""
         if isinstance(known.teacher, TorchTeacher):
-            logits = predict(known.teacher.module, self.dataset, indices)
+            logits = predict(known.teacher.module, dataset, indices)
         else:
             chunks = torch.from_numpy(indices).split(256)
             logits = torch.cat(
-                [known.teacher.knowledge(self.dataset.tensor(c), c, 0).logits for c in chunks]
+                [known.teacher.knowledge(dataset.tensor(c), c, 0).logits for c in chunks]
             )
-        labels = self.dataset.labels[indices]
-        return role.accuracy(logits.argmax(1).numpy(), labels, len(self.dataset.classes))
+        labels = dataset.labels[indices]
+        return role.accuracy(logits.argmax(1).numpy(), labels, len(dataset.classes))
 
     def _prepare(
         self,
@@ -257,7 +265,7 @@ class Workshop:
         inputs = views.batch(batch, 0)
         answers = _seen(known.teacher, objective, dataset)(inputs, batch, 0)
         labels = torch.from_numpy(dataset.labels)[batch]
-        accuracy = self.accuracy(known, dataset.validation)
+        accuracy = self.accuracy(known, dataset, dataset.validation)
         for complaint in examine(module, objective, self.config, accuracy, inputs, answers, labels):
             self.say(f"warning: {complaint}")
 
@@ -267,12 +275,15 @@ class Workshop:
         """One line for the user."""
         self.context.progress.say(f"  {text}")
 
-    def note(self, name: str, known: Known, **about: Any) -> None:
-        """A teacher that was made here and is no file of its own, with its accuracy."""
+    def note(
+        self, name: str, known: Known, *, dataset: Dataset | None = None, **about: Any
+    ) -> None:
+        """A teacher that is not the run's, with its accuracy; `dataset` where its classes are others."""
+        dataset = dataset or self.dataset
         model = SchemeModel(
             name=name,
-            validation=self.accuracy(known, self.dataset.validation),
-            test=self.accuracy(known, self.dataset.test),
+            validation=self.accuracy(known, dataset, dataset.validation),
+            test=self.accuracy(known, dataset, dataset.test),
             **about,
         )
         self.made.append(model)
