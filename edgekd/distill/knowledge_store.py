@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgekd.artifacts import atomic_path, disk_errors, read_json, sha256_json, write_json
 from edgekd.errors import UsageError
@@ -42,7 +43,9 @@ class KnowledgeStore:
         self._logits = np.load(self.folder / "logits.npy", mmap_mode="r+", allow_pickle=False)
         self._known = np.load(self.folder / "known.npy", mmap_mode="r+", allow_pickle=False)
 
-    def logits(self, teacher: nn.Module, inputs: Tensor, indices: Tensor, view: int) -> Tensor:
+    def logits(
+        self, teacher: Callable[[Tensor], Tensor], inputs: Tensor, indices: Tensor, view: int
+    ) -> Tensor:
         """The teacher's logits for one batch of one view; computed only when not yet known.
 
         `inputs` (n, …) is that very view of the samples `indices` (n,); returns (n, classes).

@@ -15,6 +15,8 @@ from edgekd.distill.taps import Tapped
 from edgekd.distill.trainer import TeacherKnowledge, train
 from edgekd.models import role
 from edgekd.pipeline.stages import Context, data_part
+from edgekd.teachers.kinds.torch import TorchTeacher
+from edgekd.teachers.teacher import Teacher, load
 
 
 def run(context: Context) -> None:
@@ -22,14 +24,16 @@ def run(context: Context) -> None:
     config, dataset = context.config, context.dataset
     student = role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
     objective = Objective(config.distill.alpha, config.distill.methods.entries)
-    teacher = role.load(context.run, "teacher", context.base) if objective.needs_teacher else None
+    teacher = load(context.run, context.base, dataset) if objective.needs_teacher else None
     views = Views(dataset, config.data.augment, config.seed)
     if teacher is not None:
-        example = dataset.tensor(np.resize(dataset.train, 4))
-        objective.prepare(student, teacher, example, config.seed)
+        if isinstance(teacher, TorchTeacher):
+            example = dataset.tensor(np.resize(dataset.train, 4))
+            objective.prepare(student, teacher.module, example, config.seed)
         _tell_taps(objective, context)
         if config.distill.doctor:
             _consult_doctor(student, teacher, objective, views, context)
+    ask = _knowledge(context, views, teacher, objective) if teacher is not None else None
     checkpoint = context.folder / "checkpoint.pt"
     history = train(
         student,
@@ -41,19 +45,20 @@ def run(context: Context) -> None:
         checkpoint=checkpoint,
         progress=context.progress,
         name="student",
-        teacher=_knowledge(context, views, teacher, objective) if teacher is not None else None,
+        teacher=ask,
     )
     report = role.save(
         student, config.student, "student", context.folder, dataset,
         seed=config.seed, history=history,
     )  # fmt: skip
     checkpoint.unlink(missing_ok=True)
+    assert report.test is not None
     context.progress.say(f"  student accuracy: {report.test.value:.2%} on the test split (PyTorch)")
 
 
 def _consult_doctor(
     student: nn.Module,
-    teacher: nn.Module,
+    teacher: Teacher,
     objective: Objective,
     views: Views,
     context: Context,
@@ -62,8 +67,7 @@ def _consult_doctor(
     batch = np.resize(dataset.train, config.batch_size)
     inputs = views.batch(batch, 0)
     # Not through the store: it must hold what training batches give, and nothing else.
-    with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as tapped:
-        known = Knowledge(*tapped(inputs))
+    known = _seen(teacher, objective)(inputs, torch.from_numpy(batch), 0)
     accuracy = context.run.training("teacher").validation
     labels = torch.from_numpy(dataset.labels[batch])
     for complaint in examine(student, objective, config, accuracy, inputs, known, labels):
@@ -78,29 +82,47 @@ def _tell_taps(objective: Objective, context: Context) -> None:
 
 
 def _knowledge(
-    context: Context, views: Views, teacher: nn.Module, objective: Objective
+    context: Context, views: Views, teacher: Teacher, objective: Objective
 ) -> TeacherKnowledge:
     """What the teacher says of a batch: its logits from the store that all runs beside this one
     share, or, where features are needed too, by running it.
     """
-    if objective.teacher_taps:
-        tapped = Tapped(teacher, objective.teacher_taps).__enter__()
-
-        def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
-            with torch.no_grad():
-                return Knowledge(*tapped(inputs))
-
-        return ask
+    if objective.teacher_taps or not teacher.sees_views:
+        return _seen(teacher, objective)
     config, run = context.config, context.run
+    artifacts = run.manifest.stages["teacher"].artifacts
     store = KnowledgeStore(
         run.path.parent / ".knowledge",
         {
-            "teacher": run.manifest.stages["teacher"].artifacts["teacher/model.safetensors"].sha256,
-            "card": run.card("teacher").model_dump(mode="json"),
+            "teacher": {
+                name: artifact.sha256
+                for name, artifact in artifacts.items()
+                if name.startswith("teacher/model.")
+            },
             "data": data_part(config, context.base),
         },
         views=views.count,
         samples=len(context.dataset.labels),
         classes=len(context.dataset.classes),
     )
-    return lambda inputs, indices, view: Knowledge(store.logits(teacher, inputs, indices, view))
+
+    def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+        def say(x: Tensor) -> Tensor:
+            return teacher.knowledge(x, indices, view).logits
+
+        return Knowledge(store.logits(say, inputs, indices, view))
+
+    return ask
+
+
+def _seen(teacher: Teacher, objective: Objective) -> TeacherKnowledge:
+    """By asking the teacher itself, with the features that the methods look at."""
+    if not isinstance(teacher, TorchTeacher) or not objective.teacher_taps:
+        return teacher.knowledge
+    tapped = Tapped(teacher.module, objective.teacher_taps).__enter__()
+
+    def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+        with torch.no_grad():
+            return Knowledge(*tapped(inputs))
+
+    return ask

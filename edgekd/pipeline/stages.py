@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifacts import sha256_file
-from edgekd.config.schema import Config, Model, Training
+from edgekd.config.schema import Config, Model, Teacher, Training
 from edgekd.errors import UsageError
 from edgekd.pipeline.run import Run
 from edgekd.progress import Progress
@@ -92,12 +92,14 @@ def data_part(config: Config, base: Path) -> dict[str, Any]:
     return {"run_seed": config.seed, **part, "content": fingerprint(config.data, base)}
 
 
-def _training(training: Training) -> dict[str, Any]:
+def training_part(training: Training) -> dict[str, Any]:
+    """What of a training's configuration its result depends on."""
     # How often it is saved and with how many threads does not change what is learned.
     return training.model_dump(mode="json", exclude={"checkpoint_every", "threads", "doctor"})
 
 
-def _network(part: Model, base: Path, where: str) -> dict[str, Any]:
+def network_part(part: Model, base: Path, where: str) -> dict[str, Any]:
+    """What an untrained network depends on: its arguments and its source."""
     from edgekd.models.resolve import fingerprint
 
     source = fingerprint(part.model, base, where=f"{where}.model")
@@ -105,18 +107,19 @@ def _network(part: Model, base: Path, where: str) -> dict[str, Any]:
 
 
 def _teacher(config: Config, base: Path) -> dict[str, Any]:
-    teacher = config.teacher
+    from edgekd.teachers.teacher import kind_of
+
+    kind = kind_of(config.teacher.model)
     return {
         "data": data_part(config, base),
-        "network": _network(teacher, base, "teacher"),
-        "weights": sha256_file(weights_path(config, base)) if teacher.weights else None,
-        "train": None if teacher.weights else _training(teacher.train),
+        "kind": kind.kind,
+        **kind.identity(config.teacher, base),
     }
 
 
-def weights_path(config: Config, base: Path) -> Path:
+def weights_path(teacher: Teacher, base: Path) -> Path:
     """The file `teacher.weights` names. Raises UsageError when there is none."""
-    path = base / (config.teacher.weights or "")
+    path = base / (teacher.weights or "")
     if not path.is_file():
         raise UsageError(
             f"is a folder: {path}" if path.is_dir() else f"no such file: {path}",
@@ -129,8 +132,8 @@ def weights_path(config: Config, base: Path) -> Path:
 def _distill(config: Config, base: Path) -> dict[str, Any]:
     return {
         "data": data_part(config, base),
-        "network": _network(config.student, base, "student"),
-        "distill": _training(config.distill),
+        "network": network_part(config.student, base, "student"),
+        "distill": training_part(config.distill),
     }
 
 
@@ -216,7 +219,9 @@ def _report(config: Config, base: Path) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-_MODELS = ("*/model.json", "*/model.safetensors")
+# What a teacher of any kind is opened from, and a student.
+_TEACHER = ("teacher/model.*", "teacher/answers.npz")
+_MODELS = (*_TEACHER, "student/model.*")
 _FILES = ("export/*", "quantized/*")
 _ROOMS = {
     "teacher": "teachers",
@@ -231,12 +236,12 @@ _ROOMS = {
 _RUNTIMES = ("onnxruntime", "openvino", "numpy")
 
 LINE: tuple[Stage, ...] = (
-    Stage("teacher", 2, _teacher, (), "teacher", shareable=True),
+    Stage("teacher", 3, _teacher, (), "teacher", shareable=True),
     Stage(
         "distill",
         2,
         _distill,
-        ("teacher/model.json", "teacher/model.safetensors"),
+        _TEACHER,
         "student",
         shareable=True,
     ),
