@@ -18,7 +18,7 @@ from edgekd.distill.method import METHODS, Kind
 from edgekd.registry import Registry
 
 if TYPE_CHECKING:
-    from edgekd.config.schema import Distill, Model
+    from edgekd.config.schema import Distill, Model, Weighted
     from edgekd.distill.workshop import Workshop
 
 
@@ -33,6 +33,10 @@ class Scheme(BaseModel):
     defaults: ClassVar[dict[str, Any]] = {}
     # Whether networks are trained with the settings of `teacher.train`.
     trains_teachers: ClassVar[bool] = False
+
+    def needs_network(self, teacher: Weighted) -> bool:
+        """Whether the run's teacher has to be a network, which others are trained like."""
+        return False
 
     def networks(self) -> list[Model]:
         """Networks of its own, besides teacher and student, whose source its result depends on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,15 @@ from edgekd.distill.method import FeatureMethod, Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Tapped
-from edgekd.distill.trainer import TeacherKnowledge, predict, train
+from edgekd.distill.trainer import TeacherKnowledge, train
+from edgekd.errors import UsageError
 from edgekd.models import role
 from edgekd.models.weights import load_weights
 from edgekd.pipeline.stages import Context, data_part
 from edgekd.results import Accuracy, History, SchemeModel, SchemeReport
-from edgekd.teachers.network import Teacher, TorchTeacher
+from edgekd.teachers.kinds.torch import TorchTeacher
+from edgekd.teachers.teacher import Teacher
+from edgekd.teachers.teacher import load as load_teacher
 
 
 @dataclass(frozen=True)
@@ -61,10 +64,10 @@ class Workshop:
     @cached_property
     def teacher(self) -> Known:
         """The run's own teacher."""
-        run, base = self.context.run, self.context.base
-        digest = run.manifest.stages["teacher"].artifacts["teacher/model.safetensors"].sha256
-        identity = {"teacher": digest, "card": run.card("teacher").model_dump(mode="json")}
-        return Known(TorchTeacher(role.load(run, "teacher", base)), identity)
+        run = self.context.run
+        artifacts = run.manifest.stages["teacher"].artifacts
+        files = {n: a.sha256 for n, a in artifacts.items() if n.startswith("teacher/model.")}
+        return Known(load_teacher(run, self.context.base, self.context.dataset), files)
 
     def known(self, module: nn.Module, folder: str) -> Known:
         """A network that was trained here, as a teacher of others."""
@@ -148,6 +151,8 @@ class Workshop:
         """Train `module` in place with the one loop, going on from a checkpoint in `folder`."""
         dataset = dataset or self.dataset
         seed += self.context.config.seed
+        if teacher is not None:
+            dataset = self._taught(teacher.teacher, dataset)
         views = Views(dataset, self.context.config.data.augment, self.context.config.seed)
         if teacher is not None:
             self._prepare(name, module, objective, teacher, views, seed)
@@ -163,6 +168,17 @@ class Workshop:
             name=name,
             teacher=None if teacher is None else self.ask(teacher, objective, views),
         )
+
+    def _taught(self, teacher: Teacher, dataset: Dataset) -> Dataset:
+        """The data with those training samples that the teacher has an answer to."""
+        known = teacher.known(dataset.train)
+        if len(known) == len(dataset.train):
+            return dataset
+        self.say(
+            f"note: {len(dataset.train) - len(known)} of {len(dataset.train)} training samples are "
+            "left out: the teacher has no answer to them"
+        )
+        return replace(dataset, train=known)
 
     def finished(self, folder: str = "") -> bool:
         """Whether what belongs in `folder` was trained to the end; its history is written last."""
@@ -197,7 +213,7 @@ class Workshop:
         """What the teacher says of a batch: its logits from the store that all runs beside this one
         share, or, where features are needed too, by running it.
         """
-        if objective.teacher_taps:
+        if objective.teacher_taps or not known.teacher.sees_views:
             return _seen(known.teacher, objective, views.dataset)
         store = KnowledgeStore(
             self.context.run.path.parent / ".knowledge",
@@ -225,21 +241,15 @@ class Workshop:
     @staticmethod
     def network_of(known: Known) -> nn.Module:
         """The network that a white-box teacher is."""
-        assert isinstance(known.teacher, TorchTeacher)
+        if not isinstance(known.teacher, TorchTeacher):
+            raise UsageError("the teacher is no network that can be trained", where="teacher.model")
         return known.teacher.module
 
     @staticmethod
-    def accuracy(known: Known, dataset: Dataset, indices: np.ndarray) -> Accuracy:
-        """Top-1 accuracy of a teacher of any kind on unaugmented samples."""
-        if isinstance(known.teacher, TorchTeacher):
-            logits = predict(known.teacher.module, dataset, indices)
-        else:
-            chunks = torch.from_numpy(indices).split(256)
-            logits = torch.cat(
-                [known.teacher.knowledge(dataset.tensor(c), c, 0).logits for c in chunks]
-            )
-        labels = dataset.labels[indices]
-        return role.accuracy(logits.argmax(1).numpy(), labels, len(dataset.classes))
+    def accuracy(known: Known, dataset: Dataset, indices: np.ndarray) -> Accuracy | None:
+        """Top-1 accuracy of a teacher of any kind on unaugmented samples it has answers to."""
+        answers = known.teacher.answers(dataset, indices)
+        return role.accuracy_of(answers, dataset, indices)
 
     def _prepare(
         self,
@@ -260,7 +270,8 @@ class Workshop:
                 self.say(f"{method.name}: {pairs}")
         if not self.config.doctor:
             return
-        batch = torch.from_numpy(np.resize(dataset.train, self.config.batch_size))
+        answered = known.teacher.known(dataset.train)
+        batch = torch.from_numpy(np.resize(answered, self.config.batch_size))
         # Not through the store: it must hold what training batches give, and nothing else.
         inputs = views.batch(batch, 0)
         answers = _seen(known.teacher, objective, dataset)(inputs, batch, 0)
@@ -287,7 +298,7 @@ class Workshop:
             **about,
         )
         self.made.append(model)
-        self.say(f"{name} accuracy: {model.test.value:.2%} on the test split (PyTorch)")
+        self.say(f"{name} accuracy: {_percent(model.test)} on the test split (PyTorch)")
 
     def tell(self, name: str, network: Model, folder: str) -> None:
         """A network that was kept in `folder`, with its accuracy."""
@@ -301,7 +312,7 @@ class Workshop:
                 test=report.test,
             )
         )
-        self.say(f"{name} accuracy: {report.test.value:.2%} on the test split (PyTorch)")
+        self.say(f"{name} accuracy: {_percent(report.test)} on the test split (PyTorch)")
 
     def report(self) -> None:
         """`scheme.json`: what was trained on the way."""
@@ -331,3 +342,7 @@ def population(dataset: Dataset) -> Tensor:
     train = torch.from_numpy(dataset.train)
     classes[train] = torch.from_numpy(dataset.labels)[train]
     return classes
+
+
+def _percent(accuracy: Accuracy | None) -> str:
+    return "unknown" if accuracy is None else f"{accuracy.value:.2%}"

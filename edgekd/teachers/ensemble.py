@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from edgekd.distill.method import Kind, Knowledge
+from edgekd.teachers.teacher import Teacher, Transparency
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgekd.teachers.network import Teacher
-
 Mean = Literal["arithmetic", "geometric"]
 
 
-class Ensemble:
+class Ensemble(Teacher):
     """Members of any kind that answer with logits; `weights`, one each, are divided by their sum.
 
     The arithmetic mean is Σ w_k softmax(z_k/T) at T = `temperature`: that of a distillation makes its
@@ -23,7 +22,8 @@ class Ensemble:
     softmax(Σ w_k z_k / T) at every T.
     """
 
-    provides: ClassVar[frozenset[Kind]] = frozenset({"logits", "probabilities", "labels"})
+    transparency: ClassVar[Transparency] = "gray-box"
+    provides: frozenset[Kind] = frozenset({"logits", "probabilities", "labels"})
 
     def __init__(
         self,

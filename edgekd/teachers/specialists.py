@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from edgekd.distill.method import Kind, Knowledge
-
-if TYPE_CHECKING:
-    from edgekd.teachers.network import Teacher
+from edgekd.teachers.teacher import Teacher, Transparency
 
 Classes = tuple[int, ...]
 
@@ -80,10 +78,11 @@ class Expert:
     oversampled: float
 
 
-class Specialists:
+class Specialists(Teacher):
     """The generalist, and those experts that have one of its `top` most probable classes."""
 
-    provides: ClassVar[frozenset[Kind]] = frozenset({"logits", "probabilities", "labels"})
+    transparency: ClassVar[Transparency] = "gray-box"
+    provides: frozenset[Kind] = frozenset({"logits", "probabilities", "labels"})
 
     def __init__(self, generalist: Teacher, experts: Sequence[Expert], top: int = 1) -> None:
         self.generalist, self.experts, self.top = generalist, tuple(experts), top

@@ -62,6 +62,9 @@ class EnsembleScheme(Scheme):
             raise ValueError("weights should be 0 or more, and not all 0")
         return self
 
+    def needs_network(self, teacher: Weighted) -> bool:
+        return isinstance(self.members, int)
+
     def networks(self) -> list[Model]:
         return [] if isinstance(self.members, int) else list(self.members)
 

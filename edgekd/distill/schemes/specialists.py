@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
-from edgekd.config.schema import Training
+from edgekd.config.schema import Training, Weighted
 from edgekd.distill.method import Kind
 from edgekd.distill.scheme import ANSWERS, Scheme, scheme
 
@@ -43,6 +43,9 @@ class SpecialistsScheme(Scheme):
     temperature: float = Field(
         4.0, gt=0, le=1000, description="Of the predictions whose covariance is clustered."
     )
+
+    def needs_network(self, teacher: Weighted) -> bool:
+        return True
 
     def train(self, workshop: Workshop) -> None:
         ensemble = self.ensemble(workshop)
@@ -95,7 +98,7 @@ class SpecialistsScheme(Scheme):
         from edgekd.distill.methods.kd import KD
         from edgekd.distill.objective import Objective
         from edgekd.distill.workshop import Known
-        from edgekd.teachers.network import TorchTeacher
+        from edgekd.teachers.kinds.torch import TorchTeacher
         from edgekd.teachers.specialists import Expert, Specialist
 
         name, folder, network = (

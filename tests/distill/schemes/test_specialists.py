@@ -12,7 +12,7 @@ from edgekd.data.enrich import enriched
 from edgekd.distill.method import Knowledge
 from edgekd.errors import UsageError
 from edgekd.results import History
-from edgekd.teachers.network import TorchTeacher
+from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.specialists import (
     Expert,
     Specialist,
