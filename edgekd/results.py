@@ -88,12 +88,27 @@ class Epoch(Record):
     validation_loss: float
 
 
+class Computing(Record):
+    """How training steps were computed; `milliseconds` of a step by candidate, where it was measured."""
+
+    device: str = "cpu"
+    precision: str = "f32"
+    channels_last: bool = False
+    compile: bool = False
+    milliseconds: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        layout = ["channels-last"] if self.channels_last else []
+        return ", ".join([self.device, self.precision, *layout, *["compiled"][: self.compile]])
+
+
 class History(Record):
     """`history.json` of a training: epochs in order; `best` indexes the one that was kept."""
 
     epochs: tuple[Epoch, ...]
     best: int
     seconds: float
+    computing: Computing | None = None
 
 
 class Accuracy(Record):

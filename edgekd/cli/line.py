@@ -63,6 +63,7 @@ def run_until(
     as_json: bool,
 ) -> Run:
     """Bring the run up to date up to `stage`, telling the user what is done and what was not."""
+    from edgekd.pipeline import together
     from edgekd.pipeline.line import resolve_folder, run_line
     from edgekd.progress import default_progress
 
@@ -80,6 +81,8 @@ def run_until(
             progress=progress,
             command=shlex.join(["edgekd", *sys.argv[1:]]),
         )
+    if together.follows():
+        raise click.exceptions.Exit(0)  # the first process tells what there is to tell
     seconds = time.monotonic() - started
     if done:
         progress.say(f"done in {seconds:.1f} s: {', '.join(done)}")

@@ -32,6 +32,21 @@ class Augment(Section):
 
     crop: int = Field(0, ge=0, le=64, description="Shift by up to this many pixels (pad and crop).")
     flip: bool = Field(False, description="Mirror half of the views left to right.")
+    colour: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Brightness, contrast and saturation times a factor in 1 ± this.",
+    )
+    mixup: float = Field(
+        0.0, ge=0, le=100, description="α of mixup: blended with another sample, λ ~ Beta(α, α)."
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="α of cutmix: a box of another sample pasted in. With mixup: either, half each.",
+    )
     views: int = Field(
         8, ge=1, le=1000, description="Different views per sample; epochs cycle through them."
     )
@@ -98,6 +113,23 @@ class Data(Section):
         return value
 
 
+class Compute(Section):
+    """How a training step is computed. `auto` measures the student's step where that pays."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one."
+    )
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "auto",
+        description="bf16: autocast of the model; weights, losses and their gradients stay f32. auto: only "
+        "where it is clearly faster here and its gradient points the same way.",
+    )
+    channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of images.")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile of the model's forward and backward; auto: on GPUs only."
+    )
+
+
 class Training(Section):
     """One optimisation: used for the teacher and, with its own defaults, for the student."""
 
@@ -121,6 +153,7 @@ class Training(Section):
         "validation split (Breiman 1984, §3.4.3: a lucky early epoch is not picked), or the last.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch decides.")
+    compute: Compute = Field(default_factory=Compute)
     checkpoint_every: NonNegative = Field(
         10.0, description="Seconds between checkpoints; 0: after every step."
     )
@@ -165,6 +198,39 @@ class Student(Model):
     model: str = "zoo:dscnn"
 
 
+class KnowledgeStorage(Section):
+    """What the teacher said is kept beside the runs, and shared by all that ask the same."""
+
+    store: bool = Field(True, description="false: the teacher runs in every step.")
+    precision: Literal["f16", "f32"] = Field("f16", description="Of what is kept.")
+    top_k: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        "auto",
+        description="Keep this many of the largest logits, and the log-sum-exp of the rest; null: all. "
+        "auto: 100 above 1000 classes, all otherwise.",
+    )
+    limit: str = Field(
+        "8 GB",
+        description="Largest size on disk of one distillation's knowledge (views × samples); where its "
+        "features would need more, the teacher runs in every step.",
+    )
+    teacher: Literal["auto", "f32", "bf16"] = Field(
+        "auto",
+        description="Precision in which the teacher computes. auto: bf16 where the processor has it and the "
+        "teacher's probabilities stay the same.",
+    )
+
+    @field_validator("limit")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        units.parse(value, "bytes")
+        return value
+
+    @property
+    def limit_bytes(self) -> float:
+        """`limit` in bytes."""
+        return units.parse(self.limit, "bytes")
+
+
 class Distill(Training):
     """Student training: L = alpha · CE(labels) + Σ weight · method(student, teacher)."""
 
@@ -178,6 +244,7 @@ class Distill(Training):
         default_factory=MethodList.default,
         description="Weighted sum of distillation losses; empty: train without a teacher.",
     )
+    knowledge: KnowledgeStorage = Field(default_factory=KnowledgeStorage)
     doctor: bool = Field(
         True, description="Look for mistakes before training: a few seconds, warnings only."
     )

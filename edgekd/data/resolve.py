@@ -15,6 +15,7 @@ from edgekd.results import InputSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
 
@@ -42,14 +43,21 @@ class Dataset:
 
     def normalise(self, raw: np.ndarray) -> Tensor:
         """(raw / scale − mean) / std of a batch, per channel or feature, as float32."""
+        import torch
+
+        gain, offset = self.gain_and_offset("cpu")
+        return torch.from_numpy(raw).to(torch.float32).mul(gain).add_(offset)
+
+    def gain_and_offset(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """What raw values are multiplied with, and what is added then, to normalise them."""
         import numpy as np
         import torch
 
         mean, std = np.array(self.input.mean), np.array(self.input.std)
-        shape = (1, -1) + (1,) * (raw.ndim - 2)
+        shape = (1, -1) + (1,) * (self.inputs.ndim - 2)
         gain = torch.from_numpy((1 / (self.input.scale * std)).astype(np.float32).reshape(shape))
         offset = torch.from_numpy((-mean / std).astype(np.float32).reshape(shape))
-        return torch.from_numpy(raw).to(torch.float32).mul(gain).add_(offset)
+        return gain.to(device), offset.to(device)
 
 
 def fingerprint(config: Data, base: Path) -> str:

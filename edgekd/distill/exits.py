@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekd.distill.method import Knowledge, Method
-from edgekd.distill.objective import Objective
+from edgekd.distill.objective import Objective, cross_entropy
 from edgekd.distill.regressors import as_map
 from edgekd.distill.taps import Tapped, stages
 from edgekd.errors import UsageError
@@ -93,10 +93,15 @@ class OwnTeacher(Objective):
         self.trained["exits"] = self.exits
 
     def terms(
-        self, student: Knowledge, teacher: Knowledge | None, labels: Tensor, epoch: int = 0
+        self,
+        student: Knowledge,
+        teacher: Knowledge | None,
+        labels: Tensor,
+        epoch: int = 0,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The configured terms; the exits' three, each summed over the exits."""
-        terms = super().terms(student, teacher, labels, epoch)
+        terms = super().terms(student, teacher, labels, epoch, targets)
         maps = [as_map(student.features[name]) for name in self.stages]
         answers = [e(f) for e, f in zip(self.exits, maps[:-1], strict=True)]
         deepest, T = maps[-1].mean((2, 3)).detach(), self.temperature
@@ -104,7 +109,7 @@ class OwnTeacher(Objective):
         ce, kl, hints = [], [], []
         for features, z in answers:
             log_q = (z / T).log_softmax(dim=1)
-            ce.append(F.cross_entropy(z, labels))
+            ce.append(cross_entropy(z, labels if targets is None else targets))
             kl.append(T**2 * (log_p.exp() * (log_p - log_q)).sum(dim=1).mean())
             hints.append(F.mse_loss(features, deepest))
         terms["exits cross_entropy"] = (1 - self.share) * torch.stack(ce).sum()

@@ -6,7 +6,7 @@ This module and the method files import no torch at load time: a configuration i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -41,6 +41,11 @@ class Knowledge:
     features: dict[str, Tensor] = field(default_factory=dict)
     indices: Tensor | None = None
     population: Tensor | None = None
+
+    def float(self) -> Knowledge:
+        """Everything in float32, as losses are computed; nothing is copied that already is."""
+        features = {tap: value.float() for tap, value in self.features.items()}
+        return replace(self, logits=self.logits.float(), features=features)
 
 
 class Method(BaseModel):

@@ -75,9 +75,17 @@ class Objective:
         )
 
     def terms(
-        self, student: Knowledge, teacher: Knowledge | None, labels: Tensor, epoch: int = 0
+        self,
+        student: Knowledge,
+        teacher: Knowledge | None,
+        labels: Tensor,
+        epoch: int = 0,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted scalar terms of one batch of the (0-based) epoch; their sum is the loss.
+
+        Where samples are mixed, `targets` (n, classes) are the shares of the classes, which the
+        cross-entropy is taken to; methods see the `labels` (n,) of the larger ones.
 
         Methods that are an initialisation (`alone`) have the first epochs for themselves; then they
         are done, or go on as what they were initialised for.
@@ -86,7 +94,8 @@ class Objective:
         methods = initial or tuple(m for m in self.methods if m.persists)
         terms: dict[str, Tensor] = {}
         if self.alpha and not initial:
-            terms["cross_entropy"] = self.alpha * F.cross_entropy(student.logits, labels)
+            hard = labels if targets is None else targets
+            terms["cross_entropy"] = self.alpha * cross_entropy(student.logits, hard)
         for method in methods:
             assert teacher is not None
             warm = min(1.0, (epoch + 1) / max(1, method.warmup))
@@ -96,6 +105,14 @@ class Objective:
             loss = loss_of(student, teacher, labels)
             terms[method.name] = warm * method.weight * loss
         return terms
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over those that have a label, of labels (n,), −1 for none, or shares (n, classes)."""
+    if labels.is_floating_point():
+        return F.cross_entropy(logits, labels)
+    total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp_min(1)
 
 
 def _tapped(method: Method, student: nn.Module, teacher: nn.Module, inputs: Tensor) -> Method:

@@ -57,7 +57,12 @@ class Mutual(Objective):
         """Nothing: the methods of peers look at logits only."""
 
     def terms(
-        self, student: Knowledge, teacher: Knowledge | None, labels: Tensor, epoch: int = 0
+        self,
+        student: Knowledge,
+        teacher: Knowledge | None,
+        labels: Tensor,
+        epoch: int = 0,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Of every peer, by its number from 1."""
         logits = [student.features[tap] for tap in self.taps]
@@ -65,7 +70,7 @@ class Mutual(Objective):
         for k, (z, loss) in enumerate(
             zip(logits, mutual(logits, self.temperature), strict=True), 1
         ):
-            own = super().terms(Knowledge(z), teacher, labels, epoch)
+            own = super().terms(Knowledge(z), teacher, labels, epoch, targets)
             terms |= {f"peer {k} {name}": term for name, term in own.items()}
             terms[f"peer {k} mutual"] = self.weight * loss
         return terms

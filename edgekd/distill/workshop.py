@@ -12,11 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.artifacts import sha256_file
-from edgekd.config.schema import Model, Training
+from edgekd.config.schema import Config, Model, Training
+from edgekd.config.units import format_quantity
 from edgekd.data.resolve import Dataset
 from edgekd.data.views import Views
+from edgekd.distill import parallel
+from edgekd.distill.compute import autocast, teacher_precision
 from edgekd.distill.doctor import examine
-from edgekd.distill.knowledge_store import KnowledgeStore
+from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
 from edgekd.distill.method import FeatureMethod, Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
@@ -25,8 +28,9 @@ from edgekd.distill.trainer import TeacherKnowledge, train
 from edgekd.errors import UsageError
 from edgekd.models import role
 from edgekd.models.weights import load_weights
+from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import Context, data_part
-from edgekd.results import Accuracy, History, SchemeModel, SchemeReport
+from edgekd.results import Accuracy, Computing, History, SchemeModel, SchemeReport, TrainingReport
 from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.teacher import Teacher
 from edgekd.teachers.teacher import load as load_teacher
@@ -46,7 +50,7 @@ class Workshop:
     def __init__(self, context: Context) -> None:
         self.context, self.config = context, context.config.distill
         self.dataset = context.dataset
-        self.views = Views(self.dataset, context.config.data.augment, context.config.seed)
+        self.views = Views(self.dataset, context.config.data.augment, context.config.data.seed)
         self.made: list[SchemeModel] = []
 
     # -- models -----------------------------------------------------------------------------
@@ -65,17 +69,15 @@ class Workshop:
     def teacher(self) -> Known:
         """The run's own teacher."""
         run = self.context.run
-        artifacts = run.manifest.stages["teacher"].artifacts
-        files = {n: a.sha256 for n, a in artifacts.items() if n.startswith("teacher/model.")}
-        return Known(load_teacher(run, self.context.base, self.context.dataset), files)
+        teacher = load_teacher(run, self.context.base, self.context.dataset)
+        return Known(teacher, teacher_identity(run))
 
     def known(self, module: nn.Module, folder: str) -> Known:
         """A network that was trained here, as a teacher of others."""
-        path = self.context.folder / folder
-        return Known(
-            TorchTeacher(module),
-            [sha256_file(path / name) for name in ("model.safetensors", "model.json")],
-        )
+        path, files = self.context.folder / folder, ("model.safetensors", "model.json")
+        leads = parallel.rank() == 0
+        digests = [sha256_file(path / name) for name in files] if leads else None
+        return Known(TorchTeacher(module), parallel.told(digests))
 
     def member(
         self, name: str, network: Model, folder: str, seed: int, weights: str | None
@@ -153,7 +155,8 @@ class Workshop:
         seed += self.context.config.seed
         if teacher is not None:
             dataset = self._taught(teacher.teacher, dataset)
-        views = Views(dataset, self.context.config.data.augment, self.context.config.seed)
+        data = self.context.config.data
+        views = Views(dataset, data.augment, data.seed)
         if teacher is not None:
             self._prepare(name, module, objective, teacher, views, seed)
         return train(
@@ -182,11 +185,14 @@ class Workshop:
 
     def finished(self, folder: str = "") -> bool:
         """Whether what belongs in `folder` was trained to the end; its history is written last."""
-        return (self.context.folder / folder / "history.json").exists()
+        return parallel.told((self.context.folder / folder / "history.json").exists())
 
     def load(self, module: nn.Module, folder: str) -> None:
         """Fill `module` with what was kept in `folder`, and leave it in evaluation mode."""
-        load_weights(module.eval(), self.context.folder / folder / "model.safetensors")
+        if parallel.rank() == 0:
+            load_weights(module, self.context.folder / folder / "model.safetensors")
+        module.load_state_dict(parallel.told(module.state_dict()))
+        module.eval()
 
     def keep(
         self,
@@ -210,33 +216,38 @@ class Workshop:
     # -- teachers ---------------------------------------------------------------------------
 
     def ask(self, known: Known, objective: Objective, views: Views) -> TeacherKnowledge:
-        """What the teacher says of a batch: its logits from the store that all runs beside this one
-        share, or, where features are needed too, by running it.
-        """
-        if objective.teacher_taps or not known.teacher.sees_views:
-            return _seen(known.teacher, objective, views.dataset)
-        store = KnowledgeStore(
-            self.context.run.path.parent / ".knowledge",
-            {
-                "teacher": known.identity,
-                "data": data_part(self.context.config, self.context.base),
-            },
-            views=views.count,
-            samples=len(views.dataset.labels),
-            classes=self._width(known, views),
+        """What the teacher says of a batch, from the store that all runs beside this one share."""
+        config, dataset = self.config.knowledge, views.dataset
+        seen = _seen(known.teacher, objective)
+        if not known.teacher.sees_views:
+            return _numbered(seen)
+
+        def ask(inputs: Tensor, indices: Tensor, view: int, precision: str) -> Knowledge:
+            with autocast(Computing(device=inputs.device.type, precision=precision)):
+                return seen(inputs, indices, view)
+
+        batch = torch.from_numpy(dataset.train[: self.config.batch_size])
+        example = views.batch(batch, 0)
+        precision = teacher_precision(
+            config.teacher, lambda p: ask(example, batch, 0, p).logits.float()
         )
-
-        def answer(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
-            def say(x: Tensor) -> Tensor:
-                return known.teacher.knowledge(x, indices, view).logits
-
-            return Knowledge(store.logits(say, inputs, indices, view))
-
-        return answer
-
-    def _width(self, known: Known, views: Views) -> int:
-        first = torch.from_numpy(views.dataset.train[:2])
-        return known.teacher.knowledge(views.batch(first, 0), first, 0).logits.shape[1]
+        stored = StoredKnowledge(
+            lambda inputs, indices, view: ask(inputs, indices, view, precision),
+            self.context.run.path.parent / FOLDER,
+            store_identity(known.identity, self.context.config, self.context.base, precision),
+            config,
+            views=views.count,
+            samples=len(dataset.labels),
+            rows=dataset.train,
+            example=ask(example, batch, 0, precision),
+        )
+        if config.store and not stored.stores:
+            self.say(
+                f"the teacher runs in every step: its knowledge would take "
+                f"{format_quantity(stored.size, 'bytes')}, above distill.knowledge.limit "
+                f"{config.limit}"
+            )
+        return _numbered(stored)
 
     @staticmethod
     def network_of(known: Known) -> nn.Module:
@@ -274,7 +285,7 @@ class Workshop:
         batch = torch.from_numpy(np.resize(answered, self.config.batch_size))
         # Not through the store: it must hold what training batches give, and nothing else.
         inputs = views.batch(batch, 0)
-        answers = _seen(known.teacher, objective, dataset)(inputs, batch, 0)
+        answers = _numbered(_seen(known.teacher, objective))(inputs, batch, 0)
         labels = torch.from_numpy(dataset.labels)[batch]
         accuracy = self.accuracy(known, dataset, dataset.validation)
         for complaint in examine(module, objective, self.config, accuracy, inputs, answers, labels):
@@ -302,7 +313,8 @@ class Workshop:
 
     def tell(self, name: str, network: Model, folder: str) -> None:
         """A network that was kept in `folder`, with its accuracy."""
-        report = role.TrainingReport.read(self.context.folder / folder / "metrics.json")
+        path = self.context.folder / folder / "metrics.json"
+        report = parallel.told(TrainingReport.read(path) if parallel.rank() == 0 else None)
         self.made.append(
             SchemeModel(
                 name=name,
@@ -322,18 +334,36 @@ class Workshop:
         )
 
 
-def _seen(teacher: Teacher, objective: Objective, dataset: Dataset) -> TeacherKnowledge:
+def teacher_identity(run: Run) -> dict[str, str]:
+    """What the answers of a run's own teacher depend on."""
+    artifacts = run.manifest.stages["teacher"].artifacts
+    return {n: a.sha256 for n, a in artifacts.items() if n.startswith("teacher/model.")}
+
+
+def store_identity(teacher: Any, config: Config, base: Path, precision: str) -> dict[str, Any]:
+    """What is kept of a teacher's answers depends on; not the student, nor the seed of its training."""
+    data = data_part(config, base)
+    del data["run_seed"]
+    return {"teacher": teacher, "data": data, "precision": precision}
+
+
+def _seen(teacher: Teacher, objective: Objective) -> TeacherKnowledge:
     """By asking the teacher itself, with the features that the methods look at."""
-    if not objective.teacher_taps:
+    if not isinstance(teacher, TorchTeacher):
         return teacher.knowledge
-    assert isinstance(teacher, TorchTeacher)
-    tapped = Tapped(teacher.module, objective.teacher_taps).__enter__()
+    module, tapped = teacher.module, Tapped(teacher.module, objective.teacher_taps).__enter__()
 
     def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+        module.to(inputs.device)
         with torch.no_grad():
-            return Knowledge(*tapped(inputs), indices=indices)
+            return Knowledge(*tapped(inputs))
 
     return ask
+
+
+def _numbered(ask: TeacherKnowledge) -> TeacherKnowledge:
+    """The same with the samples' numbers, which contrastive methods look at."""
+    return lambda inputs, indices, view: replace(ask(inputs, indices, view), indices=indices)
 
 
 def population(dataset: Dataset) -> Tensor:

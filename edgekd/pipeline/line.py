@@ -17,6 +17,7 @@ import edgekd
 from edgekd.artifacts import disk_errors, sha256_json
 from edgekd.config.schema import Config
 from edgekd.errors import EdgekdError, Interrupted, StageError, UsageError, Waiting
+from edgekd.pipeline import together
 from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.stages import LINE, NAMES, Context, Stage
 from edgekd.progress import Progress
@@ -38,10 +39,14 @@ def run_line(
     artifacts are intact is skipped. `force` names a stage that is done again all the same.
     Returns the run and the names of the stages that were done now.
     Raises UsageError, StageError, Interrupted; earlier artifacts are left as they were.
+    Of several processes that torchrun started, the first one does this; the others help it train.
     """
     run = Run(out)
     done: list[str] = []
-    with run.locked():
+    if together.follows():
+        together.follow(config, base, out)
+        return run, done
+    with run.locked(), together.leading():
         stages = _recorded(run)
         finished: dict[str, StageRecord] = {}
         for stage in LINE[: NAMES.index(until) + 1]:
@@ -93,6 +98,7 @@ def _do(
         progress.say(f"  the same {stage.name} was done in {source}; reused")
     else:
         with _user_errors(stage.name, folder), _terminable():
+            together.announce(stage.name)
             stage.work(Context(config, base, run, folder, progress))
     artifacts = run.adopt(folder, run.path / stage.folder)
     return StageRecord(

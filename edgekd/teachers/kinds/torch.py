@@ -62,7 +62,7 @@ class TorchTeacher(Teacher):
             history = train(
                 module,
                 dataset,
-                Views(dataset, config.data.augment, config.seed),
+                Views(dataset, config.data.augment, config.data.seed),
                 Objective(),
                 config.teacher.train,
                 seed=config.seed,
@@ -90,4 +90,4 @@ class TorchTeacher(Teacher):
         from edgekd.distill.method import Knowledge
 
         with torch.inference_mode():
-            return Knowledge(self.module(inputs))
+            return Knowledge(self.module.to(inputs.device)(inputs))

@@ -17,15 +17,22 @@ from edgekd.pipeline.line import run_line
 from edgekd.progress import Silent
 from edgekd.results import ModelCard, SchemeReport
 
+PLAIN = {"device": "cpu", "precision": "f32", "channels_last": False, "compile": False}
 TINY = {
     "data": {"limit": 300},
     "teacher": {
         "model": "zoo:mlp",
         "args": {"hidden": [48]},
-        "train": {"epochs": 6, "threads": 1, "learning_rate": 0.05},
+        "train": {"epochs": 6, "threads": 1, "learning_rate": 0.05, "compute": PLAIN},
     },
     "student": {"model": "zoo:mlp", "args": {"hidden": [12]}},
-    "distill": {"epochs": 3, "threads": 1, "learning_rate": 0.05},
+    "distill": {
+        "epochs": 3,
+        "threads": 1,
+        "learning_rate": 0.05,
+        "compute": PLAIN,
+        "knowledge": {"precision": "f32", "teacher": "f32"},
+    },
     "history": None,
 }
 
@@ -83,7 +90,7 @@ class Lab:
             model or config.student, "student", dataset, seed=config.seed + seed, base=self.base
         )
         train(
-            module, dataset, Views(dataset, config.data.augment, config.seed),
+            module, dataset, Views(dataset, config.data.augment, config.data.seed),
             objective or Objective(config.distill.alpha, config.distill.methods.entries),
             config.distill, seed=config.seed + seed, checkpoint=tmp_path / "by-hand.pt",
             progress=Silent(), name="by hand", teacher=teacher,
