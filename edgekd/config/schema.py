@@ -231,6 +231,34 @@ class KnowledgeStorage(Section):
         return units.parse(self.limit, "bytes")
 
 
+class Transfer(Section):
+    """What the student learns from, where it is not the whole training split; its teachers know that."""
+
+    share: float = Field(1.0, gt=0, le=1, description="Of the samples, each class by its share.")
+    without: list[str] = Field([], description="Classes that no sample is of.")
+    only: list[str] = Field([], description="Classes that every sample is of.")
+    labels: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the samples whose label is used; the others learn from the teacher alone.",
+    )
+    unlabelled: str | None = Field(
+        None, description="More samples, as in data.source; their labels, if any, are not used."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Transfer:
+        if self.without and self.only:
+            raise ValueError("give without or only, not both")
+        return self
+
+    @property
+    def unlabels(self) -> bool:
+        """Whether some samples have no label."""
+        return self.labels < 1 or self.unlabelled is not None
+
+
 class Distill(Training):
     """Student training: L = alpha · CE(labels) + Σ weight · method(student, teacher)."""
 
@@ -245,6 +273,7 @@ class Distill(Training):
         description="Weighted sum of distillation losses; empty: train without a teacher.",
     )
     knowledge: KnowledgeStorage = Field(default_factory=KnowledgeStorage)
+    transfer: Transfer = Field(default_factory=Transfer)
     doctor: bool = Field(
         True, description="Look for mistakes before training: a few seconds, warnings only."
     )
@@ -263,6 +292,23 @@ class Distill(Training):
     @model_validator(mode="after")
     def _fits_the_scheme(self) -> Distill:
         self.scheme.entry.check(self)
+        return self
+
+    @model_validator(mode="after")
+    def _labels_where_they_are_needed(self) -> Distill:
+        if not self.transfer.unlabels:
+            return self
+        if not self.methods.entries and not self.scheme.entry.teaches:
+            raise ValueError(
+                "transfer has samples without labels, and no method teaches them anything"
+            )
+        for method in self.methods.entries:
+            if method.labelled:
+                raise ValueError(
+                    f"{method.name} needs the label of every sample, and transfer has some without"
+                )
+        if self.transfer.labels == 0 and self.alpha > 0:
+            raise ValueError("transfer.labels is 0, so that alpha weights nothing: set alpha to 0")
         return self
 
     @model_validator(mode="after")
@@ -549,3 +595,12 @@ class Config(Section):
         max_length=200,
         description="Licence of the student, for its model card: an SPDX expression or a name.",
     )
+
+    @model_validator(mode="after")
+    def _mixed_labels_are_known(self) -> Config:
+        augment = self.data.augment
+        if self.distill.transfer.unlabels and (augment.mixup or augment.cutmix):
+            raise ValueError(
+                "mixup and cutmix mix labels too, and distill.transfer has samples without"
+            )
+        return self

@@ -31,6 +31,8 @@ class Scheme(BaseModel):
     gives: ClassVar[frozenset[Kind] | None] = None
     # What the keys of `distill` are that the user leaves out.
     defaults: ClassVar[dict[str, Any]] = {}
+    # Whether it has losses of its own that need no label.
+    teaches: ClassVar[bool] = False
     # Whether networks are trained with the settings of `teacher.train`.
     trains_teachers: ClassVar[bool] = False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.artifacts import sha256_file
-from edgekd.config.schema import Config, Model, Training
+from edgekd.config.schema import Config, Model, Training, Transfer
 from edgekd.config.units import format_quantity
 from edgekd.data.resolve import Dataset
+from edgekd.data.transfer import transfer_set
 from edgekd.data.views import Views
 from edgekd.distill import parallel
 from edgekd.distill.compute import autocast, teacher_precision
@@ -29,7 +31,7 @@ from edgekd.errors import UsageError
 from edgekd.models import role
 from edgekd.models.weights import load_weights
 from edgekd.pipeline.run import Run
-from edgekd.pipeline.stages import Context, data_part
+from edgekd.pipeline.stages import Context, data_part, unlabelled_part
 from edgekd.results import Accuracy, Computing, History, SchemeModel, SchemeReport, TrainingReport
 from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.teacher import Teacher
@@ -49,9 +51,19 @@ class Workshop:
 
     def __init__(self, context: Context) -> None:
         self.context, self.config = context, context.config.distill
-        self.dataset = context.dataset
-        self.views = Views(self.dataset, context.config.data.augment, context.config.data.seed)
+        # Teachers learn from everything, the student from the transfer set.
+        self.everything = context.dataset
+        self.dataset = self._transfer_set()
         self.made: list[SchemeModel] = []
+
+    def _transfer_set(self) -> Dataset:
+        transfer, data = self.config.transfer, self.context.config.data
+        if transfer == Transfer():
+            return self.everything
+        found = transfer_set(self.everything, transfer, data, data.seed, self.context.base)
+        told = int((found.labels[found.train] >= 0).sum())
+        self.say(f"transfer set: {len(found.train)} samples, {told} with labels")
+        return found
 
     # -- models -----------------------------------------------------------------------------
 
@@ -85,7 +97,9 @@ class Workshop:
         """Another teacher: its weights given, or trained as `teacher.train` says. Kept in `folder`."""
         if weights is None or self.finished(folder):
             settings = self.context.config.teacher.train
-            module = self.fit(name, network, folder, training=settings, seed=seed)
+            module = self.fit(
+                name, network, folder, training=settings, dataset=self.everything, seed=seed
+            )
         else:
             module = self.build(network, seed=seed)
             load_weights(module, self.context.base / weights)
@@ -110,6 +124,7 @@ class Workshop:
         teacher: Known | None = None,
         module: nn.Module | None = None,
         training: Training | None = None,
+        dataset: Dataset | None = None,
         objective: Objective | None = None,
         seed: int = 0,
     ) -> nn.Module:
@@ -127,7 +142,7 @@ class Workshop:
             objective = self.objective if teacher is not None else Objective()
         history = self.train(
             name, module, objective, folder,
-            teacher=teacher, training=training, seed=seed,
+            teacher=teacher, training=training, dataset=dataset, seed=seed,
         )  # fmt: skip
         self.keep(module, network, folder, history, seed=seed)
         self.tell(name, network, folder)
@@ -231,10 +246,14 @@ class Workshop:
         precision = teacher_precision(
             config.teacher, lambda p: ask(example, batch, 0, p).logits.float()
         )
+        identity = store_identity(known.identity, self.context.config, self.context.base, precision)
+        if views.mixes and not np.array_equal(dataset.train, self.everything.train):
+            # Another training split is other partners in every view.
+            identity["mixed with"] = hashlib.sha256(dataset.train.tobytes()).hexdigest()
         stored = StoredKnowledge(
             lambda inputs, indices, view: ask(inputs, indices, view, precision),
             self.context.run.path.parent / FOLDER,
-            store_identity(known.identity, self.context.config, self.context.base, precision),
+            identity,
             config,
             views=views.count,
             samples=len(dataset.labels),
@@ -282,6 +301,8 @@ class Workshop:
         if not self.config.doctor:
             return
         answered = known.teacher.known(dataset.train)
+        # Those with a label first: a batch of others shows nothing of the hard-label term.
+        answered = answered[np.argsort(dataset.labels[answered] < 0, kind="stable")]
         batch = torch.from_numpy(np.resize(answered, self.config.batch_size))
         # Not through the store: it must hold what training batches give, and nothing else.
         inputs = views.batch(batch, 0)
@@ -344,7 +365,9 @@ def store_identity(teacher: Any, config: Config, base: Path, precision: str) -> 
     """What is kept of a teacher's answers depends on; not the student, nor the seed of its training."""
     data = data_part(config, base)
     del data["run_seed"]
-    return {"teacher": teacher, "data": data, "precision": precision}
+    identity = {"teacher": teacher, "data": data, "precision": precision}
+    more = unlabelled_part(config, base)
+    return identity if more is None else {**identity, "unlabelled": more}
 
 
 def _seen(teacher: Teacher, objective: Objective) -> TeacherKnowledge:

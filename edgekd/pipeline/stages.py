@@ -129,6 +129,14 @@ def weights_path(teacher: Weighted, base: Path, where: str = "teacher.weights") 
     return path
 
 
+def unlabelled_part(config: Config, base: Path) -> str | None:
+    """The content of the samples without labels, if there are any."""
+    from edgekd.data.resolve import unlabelled_fingerprint
+
+    source = config.distill.transfer.unlabelled
+    return None if source is None else unlabelled_fingerprint(source, config.data, base)
+
+
 def _distill(config: Config, base: Path) -> dict[str, Any]:
     from edgekd.teachers.teacher import TORCH, kind_of
 
@@ -154,6 +162,7 @@ def _distill(config: Config, base: Path) -> dict[str, Any]:
         "network": network_part(config.student, base, "student"),
         "distill": training_part(config.distill),
         "networks": networks,
+        "unlabelled": unlabelled_part(config, base),
         "teachers": training_part(config.teacher.train) if scheme.trains_teachers else None,
     }
 

@@ -20,6 +20,7 @@ class BYOT(Scheme):
     With `methods` the student learns from the run's teacher, too.
     """
 
+    teaches: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"alpha": 1.0, "methods": []}
     share: float = Field(0.3, ge=0, le=1, description="α: of the soft targets in an exit's loss.")
     hint: float = Field(0.03, ge=0, allow_inf_nan=False, description="λ")

@@ -24,6 +24,7 @@ class Online(Scheme):
     """
 
     gives: ClassVar[frozenset[Kind] | None] = ANSWERS
+    teaches: ClassVar[bool] = True
     defaults: ClassVar[dict[str, Any]] = {"alpha": 1.0, "methods": []}
     peers: int | list[Model] = Field(
         2, description="How many of the student's architecture, or the networks beside the student."

@@ -83,7 +83,7 @@ class SpecialistsScheme(Scheme):
             )
         module = workshop.network_of(workshop.teacher)
         found = confusable(
-            predict(module, workshop.dataset, workshop.dataset.train), self.count, self.classes,
+            predict(module, workshop.everything, workshop.everything.train), self.count, self.classes,
             temperature=self.temperature, seed=workshop.context.config.seed,
         )  # fmt: skip
         for k, classes in enumerate(found, 1):
@@ -106,7 +106,7 @@ class SpecialistsScheme(Scheme):
         )  # fmt: skip
         generalist = workshop.network_of(workshop.teacher)
         module = Specialist(copy.deepcopy(generalist).requires_grad_(True), classes)
-        data, oversampled = enriched(workshop.dataset, classes, workshop.context.config.seed + k)
+        data, oversampled = enriched(workshop.everything, classes, workshop.context.config.seed + k)
         if workshop.finished(folder):
             workshop.load(module.model, folder)
         else:
