@@ -63,14 +63,17 @@ class InputSpec(Record):
 
 
 class ModelCard(Record):
-    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it."""
+    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it.
+
+    `parameters` is None for a teacher that only answers.
+    """
 
     role: Role
     model: str
     args: dict[str, object]
     classes: tuple[str, ...]
     input: InputSpec
-    parameters: int
+    parameters: int | None
     seed: int
 
 
@@ -119,10 +122,34 @@ class Accuracy(Record):
 
 
 class TrainingReport(Record):
-    """`metrics.json` of teacher and student: the PyTorch model on both held-out splits."""
+    """`metrics.json` of teacher and student, before export, on both held-out splits.
 
-    validation: Accuracy
-    test: Accuracy
+    None where a teacher has no answers there; of some of the samples where it has answers to those.
+    """
+
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeModel(Record):
+    """A model that a scheme made: `folder` below `student/`, or None for a teacher made of others.
+
+    `classes` are those that a specialist tells apart.
+    """
+
+    name: str
+    folder: str | None = None
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeReport(Record):
+    """`student/scheme.json`: what was trained on the way to the student, in order."""
+
+    scheme: str
+    models: tuple[SchemeModel, ...]
 
 
 class ExportedFile(Record):
