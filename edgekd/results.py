@@ -19,7 +19,7 @@ Role = Literal["teacher", "student"]
 Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
-Variant = Literal["f32", "int8"]
+Variant = Literal["f32", "f16", "int8"]
 # What a latency sample is: one call, or the median or mean of several, where a tool or clock gives no more.
 SampleKind = Literal["call", "median", "mean"]
 
@@ -63,14 +63,17 @@ class InputSpec(Record):
 
 
 class ModelCard(Record):
-    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it."""
+    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it.
+
+    `parameters` is None for a teacher that only answers.
+    """
 
     role: Role
     model: str
     args: dict[str, object]
     classes: tuple[str, ...]
     input: InputSpec
-    parameters: int
+    parameters: int | None
     seed: int
 
 
@@ -119,10 +122,34 @@ class Accuracy(Record):
 
 
 class TrainingReport(Record):
-    """`metrics.json` of teacher and student: the PyTorch model on both held-out splits."""
+    """`metrics.json` of teacher and student, before export, on both held-out splits.
 
-    validation: Accuracy
-    test: Accuracy
+    None where a teacher has no answers there; of some of the samples where it has answers to those.
+    """
+
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeModel(Record):
+    """A model that a scheme made: `folder` below `student/`, or None for a teacher made of others.
+
+    `classes` are those that a specialist tells apart.
+    """
+
+    name: str
+    folder: str | None = None
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeReport(Record):
+    """`student/scheme.json`: what was trained on the way to the student, in order."""
+
+    scheme: str
+    models: tuple[SchemeModel, ...]
 
 
 class ExportedFile(Record):
@@ -136,6 +163,8 @@ class ExportedFile(Record):
     seconds: float
     variant: Variant = "f32"
     opset: int | None = None
+    producer: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -143,10 +172,24 @@ class ExportedFile(Record):
         return self.role if self.variant == "f32" else f"{self.role}-{self.variant}"
 
 
+class DeviceFile(ExportedFile):
+    """The student's file `made_from` in the form that devices want, to be fed and read otherwise.
+
+    `input` "raw": values as sensors give them, of type `input_type`, which the file normalises
+    itself. `format` may also be "ort". Verified beside its original, which is what is profiled.
+    """
+
+    made_from: str
+    input: Literal["normalised", "raw"]
+    input_type: Literal["uint8", "float32"]
+    output: Literal["logits", "softmax", "argmax"]
+
+
 class ExportReport(Record):
     """`export/export.json`."""
 
     files: tuple[ExportedFile, ...]
+    device: tuple[DeviceFile, ...] = ()
 
 
 class Calibration(Record):
@@ -162,6 +205,7 @@ class QuantizeReport(Record):
 
     files: tuple[ExportedFile, ...]
     calibration: Calibration | None
+    device: tuple[DeviceFile, ...] = ()
 
 
 class Parity(Record):
@@ -192,11 +236,36 @@ class Parity(Record):
     accuracy: Accuracy
 
 
+class DeviceFileParity(Record):
+    """A device file against the file that it was made from, on the whole test split.
+
+    `max_error` is max|Δlogit| / max|logit|, or max|Δprobability|; None for class numbers. It must
+    not exceed `tolerance`. `agreement` is the share of samples with the same top-1 answer; of the
+    others, `undecided` answered with a logit as good as the best one within the tolerance.
+    """
+
+    path: str
+    format: str
+    variant: Variant
+    runtime: str
+    input: Literal["normalised", "raw"]
+    input_type: Literal["uint8", "float32"]
+    output: Literal["logits", "softmax", "argmax"]
+    samples: int
+    max_error: float | None
+    agreement: float
+    undecided: int
+    tolerance: float
+    passed: bool
+    accuracy: Accuracy
+
+
 class VerifyReport(Record):
     """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split."""
 
     reference: dict[Role, Accuracy]
     files: tuple[Parity, ...]
+    device: tuple[DeviceFileParity, ...] = ()
 
 
 class Latency(Record):

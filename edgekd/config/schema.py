@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from edgekd.config import units
 from edgekd.config.units import Dimension
 from edgekd.distill.method import MethodList
+from edgekd.distill.scheme import SchemeChoice
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -176,13 +177,18 @@ class Model(Section):
         return value
 
 
-class Teacher(Model):
-    """The model that knows."""
+class Weighted(Model):
+    """A network whose weights may be given."""
 
-    model: str = "zoo:resnet20x2"
     weights: str | None = Field(
         None, description="A .safetensors file or a weights-only checkpoint; null: train it here."
     )
+
+
+class Teacher(Weighted):
+    """The model that knows."""
+
+    model: str = "zoo:resnet20x2"
     train: Training = Field(default_factory=Training)
 
 
@@ -225,18 +231,85 @@ class KnowledgeStorage(Section):
         return units.parse(self.limit, "bytes")
 
 
+class Transfer(Section):
+    """What the student learns from, where it is not the whole training split; its teachers know that."""
+
+    share: float = Field(1.0, gt=0, le=1, description="Of the samples, each class by its share.")
+    without: list[str] = Field([], description="Classes that no sample is of.")
+    only: list[str] = Field([], description="Classes that every sample is of.")
+    labels: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the samples whose label is used; the others learn from the teacher alone.",
+    )
+    unlabelled: str | None = Field(
+        None, description="More samples, as in data.source; their labels, if any, are not used."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Transfer:
+        if self.without and self.only:
+            raise ValueError("give without or only, not both")
+        return self
+
+    @property
+    def unlabels(self) -> bool:
+        """Whether some samples have no label."""
+        return self.labels < 1 or self.unlabelled is not None
+
+
 class Distill(Training):
     """Student training: L = alpha · CE(labels) + Σ weight · method(student, teacher)."""
 
+    scheme: SchemeChoice = Field(
+        default_factory=SchemeChoice.default,
+        description="Who learns from whom (see `edgekd schemes`). Some have other defaults for alpha and "
+        "methods.",
+    )
     alpha: NonNegative = Field(0.1, description="Weight of the hard-label cross-entropy.")
     methods: MethodList = Field(
         default_factory=MethodList.default,
         description="Weighted sum of distillation losses; empty: train without a teacher.",
     )
     knowledge: KnowledgeStorage = Field(default_factory=KnowledgeStorage)
+    transfer: Transfer = Field(default_factory=Transfer)
     doctor: bool = Field(
         True, description="Look for mistakes before training: a few seconds, warnings only."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_scheme(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "scheme" not in value:
+            return value
+        try:
+            scheme = SchemeChoice.parse(value["scheme"]).entry
+        except ValueError:
+            return value  # the field says what is wrong with it
+        return {**scheme.defaults, **value}
+
+    @model_validator(mode="after")
+    def _fits_the_scheme(self) -> Distill:
+        self.scheme.entry.check(self)
+        return self
+
+    @model_validator(mode="after")
+    def _labels_where_they_are_needed(self) -> Distill:
+        if not self.transfer.unlabels:
+            return self
+        if not self.methods.entries and not self.scheme.entry.teaches:
+            raise ValueError(
+                "transfer has samples without labels, and no method teaches them anything"
+            )
+        for method in self.methods.entries:
+            if method.labelled:
+                raise ValueError(
+                    f"{method.name} needs the label of every sample, and transfer has some without"
+                )
+        if self.transfer.labels == 0 and self.alpha > 0:
+            raise ValueError("transfer.labels is 0, so that alpha weights nothing: set alpha to 0")
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distill:
@@ -254,12 +327,55 @@ class Distill(Training):
         return self
 
 
+AxisName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+FreeAxis = Literal["batch", "height", "width", "length", "sequence"]
+Dynamic = list[FreeAxis] | dict[str, list[AxisName | None]]
+_BATCH_ONLY: Dynamic = ["batch"]
+
+
 class Export(Section):
     """Which deployable files are made."""
 
     formats: list[Format] = Field(["onnx", "openvino"], min_length=1)
     opset: int | None = Field(
         None, ge=18, le=24, description="ONNX opset; null: the exporter's choice."
+    )
+    dynamic: Dynamic = Field(
+        _BATCH_ONLY,
+        description="Sizes of the inputs that stay free; the batch always does. A list of names, or by "
+        "input the name of every size, null where it is fixed: {input: [batch, null, height, width]}.",
+    )
+    external_data: bool | Literal["auto"] = Field(
+        "auto",
+        description="ONNX weights in a file .onnx.data of their own; auto: only those of 2 GiB or more.",
+    )
+    simplify: bool = Field(
+        True,
+        description="Simplify the ONNX graph with onnxslim; kept where it has fewer operators and gives "
+        "the same outputs for real inputs.",
+    )
+    producer: Literal["auto", "onnx", "pytorch"] = Field(
+        "auto",
+        description="What the OpenVINO IR is made from. auto: ONNX, unless the IR straight from PyTorch is "
+        "faster in a short measurement; the other one where one fails or gives other outputs.",
+    )
+    weights: Literal["f32", "f16"] = Field(
+        "f32",
+        description="f16: the student also as IR with weights stored in float16, at half the size.",
+    )
+    preprocessing: Literal["none", "fold"] = Field(
+        "none",
+        description="fold: the student's files also as device files, which take raw values (uint8 for "
+        "images) and normalise them themselves.",
+    )
+    output: Literal["logits", "softmax", "argmax"] = Field(
+        "logits",
+        description="What device files give; softmax: probabilities, argmax: the number of the class.",
+    )
+    ort: bool = Field(
+        False,
+        description="The student's ONNX files also in ORT format (.ort), with the file of operators that "
+        "a reduced build of ONNX Runtime needs.",
     )
 
     @field_validator("formats")
@@ -268,6 +384,14 @@ class Export(Section):
         if len(set(value)) != len(value):
             raise ValueError("the same format is listed twice")
         return value
+
+    @model_validator(mode="after")
+    def _made_of_something(self) -> Export:
+        if self.ort and "onnx" not in self.formats:
+            raise ValueError("ort needs the format onnx, which it is made from")
+        if self.weights == "f16" and "openvino" not in self.formats:
+            raise ValueError("weights: f16 is for the format openvino, which is not among formats")
+        return self
 
 
 class Quantize(Section):
@@ -299,6 +423,9 @@ class Verify(Section):
     samples: int = Field(256, ge=1, description="Real inputs compared value by value.")
     tolerance: Positive = Field(
         1e-4, description="Largest |Δlogit| allowed, as a share of the largest |logit|."
+    )
+    f16_tolerance: Positive = Field(
+        1e-2, description="The same for files with weights stored in float16."
     )
     int8_tolerance: Positive = Field(
         0.25, description="The same for INT8 files, whose accuracy is what counts."
@@ -413,7 +540,7 @@ class Budget(Section):
     min: str | float | None = Field(None, description='Such as "3 x", "97 %".')
     runtime: str | None = Field(None, description="Only this runtime; null: every one measured.")
     target: str | None = Field(None, description="Only this target; null: every one measured.")
-    variant: Literal["f32", "int8"] | None = Field(
+    variant: Literal["f32", "f16", "int8"] | None = Field(
         None,
         description="Only these files; null: int8 where the run quantizes, else f32 (parity_error: "
         "always f32).",
@@ -522,3 +649,12 @@ class Config(Section):
         max_length=200,
         description="Licence of the student, for its model card: an SPDX expression or a name.",
     )
+
+    @model_validator(mode="after")
+    def _mixed_labels_are_known(self) -> Config:
+        augment = self.data.augment
+        if self.distill.transfer.unlabels and (augment.mixup or augment.cutmix):
+            raise ValueError(
+                "mixup and cutmix mix labels too, and distill.transfer has samples without"
+            )
+        return self

@@ -51,8 +51,22 @@ def examine(
         *_about_store(known, stored),
         *_about_student(student, inputs, known, labels),
         *_about_rate(config),
-        *_about_gradients(gradient_norms(student, objective, inputs, known, labels), objective),
+        *(
+            complaint
+            for epoch in _phases(objective)
+            for complaint in _about_gradients(
+                gradient_norms(student, objective, inputs, known, labels, epoch), objective
+            )
+        ),
     ]
+
+
+def _phases(objective: Objective) -> list[int]:
+    """An epoch of the initialisation, if any, and one when every warm-up is over."""
+    # A loss that at first prepares its own parts gives the student nothing then, as it should.
+    initial = [m.alone for m in objective.methods if m.alone and not m.persists]
+    last = max([m.warmup for m in objective.methods] + [m.alone for m in objective.methods] + [0])
+    return [0, last] if initial else [last]
 
 
 def gradient_line(norms: dict[str, float]) -> str:
@@ -61,15 +75,23 @@ def gradient_line(norms: dict[str, float]) -> str:
 
 
 def gradient_norms(
-    student: nn.Module, objective: Objective, inputs: Tensor, known: Knowledge, labels: Tensor
+    student: nn.Module,
+    objective: Objective,
+    inputs: Tensor,
+    known: Knowledge,
+    labels: Tensor,
+    epoch: int | None = None,
 ) -> dict[str, float]:
-    """‖∂ term / ∂ student's weights‖ of every weighted term, on one batch in training mode."""
+    """‖∂ term / ∂ student's weights‖ of every weighted term, on one batch in training mode.
+
+    Of the terms of `epoch`; None: when every warm-up is over, which would hide a term.
+    """
     patient = copy.deepcopy(student).train()
-    # Warm-up would hide a term: look at the weights it ends with.
-    last = max((method.warmup for method in objective.methods), default=0)
+    epoch = _phases(objective)[-1] if epoch is None else epoch
+    learned = {k: v.clone() for k, v in objective.trained.state_dict().items()}
     with torch.random.fork_rng(devices=[]), Tapped(patient, objective.student_taps) as tapped:
         answer = Knowledge(*tapped(inputs))
-        terms = objective.terms(answer, known, labels, epoch=last)
+        terms = objective.terms(answer, known, labels, epoch=epoch)
         parameters = [p for p in patient.parameters() if p.requires_grad]
         norms = {}
         for name, term in terms.items():
@@ -80,6 +102,7 @@ def gradient_norms(
             )
             squares = [float(g.double().square().sum()) for g in gradients if g is not None]
             norms[name] = math.sqrt(sum(squares))
+    objective.trained.load_state_dict(learned)
     return norms
 
 

@@ -63,9 +63,11 @@ def stores(folder: Path) -> list[StoredPlace]:
     teachers: dict[str, list[str]] = {}
     for manifest in sorted(root.parent.glob("*/run.json")):
         with contextlib.suppress(UsageError):
-            record = Run(manifest.parent).manifest.stages.get("teacher")
-            for artifact in record.artifacts.values() if record else ():
-                teachers.setdefault(artifact.sha256, []).append(manifest.parent.name)
+            stages = Run(manifest.parent).manifest.stages
+            # Schemes make teachers, too.
+            for record in (stages[name] for name in ("teacher", "distill") if name in stages):
+                for artifact in record.artifacts.values():
+                    teachers.setdefault(artifact.sha256, []).append(manifest.parent.name)
     found = []
     for path in sorted(root.glob("*/store.json")):
         about = read_json(path)
@@ -103,23 +105,24 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
     from edgekd.data.resolve import load
     from edgekd.data.views import Views
     from edgekd.distill.compute import autocast
-    from edgekd.distill.stage import knowledge_identity
     from edgekd.distill.taps import Tapped
+    from edgekd.distill.workshop import store_identity, teacher_identity
     from edgekd.models import role
     from edgekd.pipeline.line import config_of
     from edgekd.results import Computing
 
     run = Run.open(path)
     config, base = config_of(run)
-    mine = {p: knowledge_identity(config, base, run, p) for p in ("f32", "bf16")}
+    teacher = teacher_identity(run)
+    mine = [store_identity(teacher, config, base, p) for p in ("f32", "bf16")]
     dataset = load(config.data, config.data.seed, base)
     views = Views(dataset, config.data.augment, config.data.seed)
-    teacher = role.load(run, "teacher", base)
+    network = role.load(run, "teacher", base)
     random, results = np.random.default_rng(seed), []
     for stored in stores(path):
         identity = dict(stored.about["identity"])
         place = identity.pop("place")
-        if identity not in mine.values():
+        if identity not in mine:
             continue
         store, precision = stored.open(), identity["precision"]
         worst, largest, count = 0.0, 0.0, 0
@@ -133,7 +136,7 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
             with (
                 torch.no_grad(),
                 autocast(Computing(precision=precision)),
-                Tapped(teacher, [] if place == LOGITS else [place]) as tapped,
+                Tapped(network, [] if place == LOGITS else [place]) as tapped,
             ):
                 logits, features = tapped(views.batch(rows, view))
             asked = (logits if place == LOGITS else features[place]).float()

@@ -94,7 +94,9 @@ def train(
             progress.task(name, total, state.epoch * steps + state.step) as task,
         ):
             student_model: Run = tapped.__call__
-            if computing.compile:
+            if computing.compile and not tapped.compilable:
+                progress.say("  note: attention maps are read, so the step is not compiled")
+            elif computing.compile:
                 student_model = compiled(student_model, progress)
             while state.epoch < config.epochs:
                 order = _order(dataset.train, seed, state.epoch)

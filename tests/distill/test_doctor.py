@@ -153,3 +153,27 @@ def test_the_gradients_are_told_in_one_line():
     assert (
         gradient_line({"cross_entropy": 0.125, "kd": 3}) == "gradients: cross_entropy 0.125, kd 3"
     )
+
+
+def test_a_loss_that_prepares_itself_first_is_looked_at_when_it_teaches_and_left_as_it_was():
+    from dataclasses import replace
+
+    from edgekd.models.resolve import build
+
+    student, teacher = (
+        build("zoo:resnet8", {}, input_shape=(1, 8, 8), classes=CLASSES, seed=seed, base=None)
+        for seed in (0, 1)
+    )
+    images = torch.randn(N, 1, 8, 8, generator=GENERATOR)
+    objective = Objective(0.1, (KD(), METHODS.get("ft")(), METHODS.get("crd")(negatives=50)))
+    objective.prepare(student, teacher.eval(), images[:4], 0, population=LABELS)
+    from edgekd.distill.taps import Tapped
+
+    with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as tapped:
+        known = replace(Knowledge(*tapped(images)), indices=torch.arange(N))
+    before = {k: v.clone() for k, v in objective.trained.state_dict().items()}
+    norms = gradient_norms(student, objective, images, known, LABELS)
+    assert set(norms) == {"cross_entropy", "kd", "ft", "crd"}
+    assert all(norm > 0 for norm in norms.values())
+    after = objective.trained.state_dict()
+    assert all(torch.equal(before[k], v) for k, v in after.items())
