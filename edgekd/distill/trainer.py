@@ -26,7 +26,7 @@ from edgekd.config.schema import Training
 from edgekd.data.resolve import Dataset
 from edgekd.data.views import Views
 from edgekd.distill import parallel
-from edgekd.distill.compute import autocast, choose, compiled, laid_out, place
+from edgekd.distill.compute import Run, autocast, choose, compiled, laid_out, place
 from edgekd.distill.method import Knowledge
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Tapped
@@ -93,7 +93,7 @@ def train(
             Tapped(model, objective.student_taps) as tapped,
             progress.task(name, total, state.epoch * steps + state.step) as task,
         ):
-            student_model = tapped.__call__
+            student_model: Run = tapped.__call__
             if computing.compile and not tapped.compilable:
                 progress.say("  note: attention maps are read, so the step is not compiled")
             elif computing.compile:
