@@ -312,6 +312,8 @@ class Workshop:
         again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
         labels = torch.from_numpy(dataset.labels)[batch]
         accuracy = self.accuracy(known, dataset, dataset.validation)
+        if accuracy is None:
+            return
         for complaint in examine(
             module, objective, self.config, accuracy, inputs, answers, labels, again=again
         ):
@@ -343,6 +345,7 @@ class Workshop:
         """A network that was kept in `folder`, with its accuracy."""
         path = self.context.folder / folder / "metrics.json"
         report = parallel.told(TrainingReport.read(path) if parallel.rank() == 0 else None)
+        assert report is not None
         self.made.append(
             SchemeModel(
                 name=name,
