@@ -19,7 +19,7 @@ Role = Literal["teacher", "student"]
 Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
-Variant = Literal["f32", "int8"]
+Variant = Literal["f32", "f16", "int8"]
 # What a latency sample is: one call, or the median or mean of several, where a tool or clock gives no more.
 SampleKind = Literal["call", "median", "mean"]
 
@@ -121,6 +121,8 @@ class ExportedFile(Record):
     seconds: float
     variant: Variant = "f32"
     opset: int | None = None
+    producer: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -128,10 +130,24 @@ class ExportedFile(Record):
         return self.role if self.variant == "f32" else f"{self.role}-{self.variant}"
 
 
+class DeviceFile(ExportedFile):
+    """The student's file `made_from` in the form that devices want, to be fed and read otherwise.
+
+    `input` "raw": values as sensors give them, of type `input_type`, which the file normalises
+    itself. `format` may also be "ort". Verified beside its original, which is what is profiled.
+    """
+
+    made_from: str
+    input: Literal["normalised", "raw"]
+    input_type: Literal["uint8", "float32"]
+    output: Literal["logits", "softmax", "argmax"]
+
+
 class ExportReport(Record):
     """`export/export.json`."""
 
     files: tuple[ExportedFile, ...]
+    device: tuple[DeviceFile, ...] = ()
 
 
 class Calibration(Record):
@@ -147,6 +163,7 @@ class QuantizeReport(Record):
 
     files: tuple[ExportedFile, ...]
     calibration: Calibration | None
+    device: tuple[DeviceFile, ...] = ()
 
 
 class Parity(Record):
@@ -177,11 +194,36 @@ class Parity(Record):
     accuracy: Accuracy
 
 
+class DeviceFileParity(Record):
+    """A device file against the file that it was made from, on the whole test split.
+
+    `max_error` is max|Δlogit| / max|logit|, or max|Δprobability|; None for class numbers. It must
+    not exceed `tolerance`. `agreement` is the share of samples with the same top-1 answer; of the
+    others, `undecided` answered with a logit as good as the best one within the tolerance.
+    """
+
+    path: str
+    format: str
+    variant: Variant
+    runtime: str
+    input: Literal["normalised", "raw"]
+    input_type: Literal["uint8", "float32"]
+    output: Literal["logits", "softmax", "argmax"]
+    samples: int
+    max_error: float | None
+    agreement: float
+    undecided: int
+    tolerance: float
+    passed: bool
+    accuracy: Accuracy
+
+
 class VerifyReport(Record):
     """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split."""
 
     reference: dict[Role, Accuracy]
     files: tuple[Parity, ...]
+    device: tuple[DeviceFileParity, ...] = ()
 
 
 class Latency(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from edgekd.export.device import device_files
 from edgekd.models import role
 from edgekd.pipeline.stages import Context
 from edgekd.quantize.backend import Sample, quantize, reduced_range, require
@@ -25,7 +26,9 @@ def run(context: Context) -> None:
     teacher = role.load(context.run, "teacher", context.base)
     chosen = calibration_samples(recipe, dataset, teacher, student)
     samples = list(dataset.tensor(chosen).numpy()[:, None])
-    sources = [file for file in context.run.export.files if file.role == "student"]
+    sources = [
+        file for file in context.run.export.files if (file.role, file.variant) == ("student", "f32")
+    ]
     files: list[ExportedFile] = []
     with context.progress.task("quantize", len(sources)) as task:
         for source in sources:
@@ -60,7 +63,10 @@ def run(context: Context) -> None:
         samples=tuple(int(index) for index in chosen),
         reduced_range=reduced_range(recipe),
     )
-    report = QuantizeReport(files=tuple(files), calibration=calibration)
+    device = device_files(
+        files, context.config.export, dataset.input, dataset.inputs.dtype.name, context.folder
+    )
+    report = QuantizeReport(files=tuple(files), calibration=calibration, device=device)
     report.write(context.folder / "quantize.json")
 
 
