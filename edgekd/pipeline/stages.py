@@ -139,14 +139,24 @@ def _export(config: Config, base: Path) -> dict[str, Any]:
 
 
 def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
+    from edgekd.profile.targets import find
+    from edgekd.quantize.arithmetic import arithmetic
     from edgekd.quantize.recipes import RECIPES
 
     if config.quantize is None:
         return None
+    recipe = RECIPES.find(config.quantize.recipe, base)
+    targets = [find(name, base) for name in config.profile.targets]
+    # Where speed decides, the files are for those targets, and this machine.
+    measured = config.quantize.speed_aware or recipe.backend == "auto"
     return {
         "quantize": config.quantize.model_dump(mode="json"),
-        "recipe": RECIPES.find(config.quantize.recipe, base).model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+        "types": arithmetic(recipe, targets).model_dump(mode="json", exclude={"cpus"}),
+        "targets": [target.model_dump(mode="json") for target in targets] if measured else None,
+        "machine": [platform.node(), platform.machine()] if measured else None,
         "data": data_part(config, base),
+        "onnxruntime": _installed("onnxruntime"),
         "nncf": _installed("nncf"),
     }
 
@@ -249,7 +259,7 @@ LINE: tuple[Stage, ...] = (
         tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino"),
         shareable=True,
     ),
-    Stage("quantize", 2, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage("quantize", 3, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
         5,
