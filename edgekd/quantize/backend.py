@@ -228,6 +228,10 @@ def read(format: str, path: Path) -> Any:
         return model
     import openvino
 
+    with path.open("rb") as file:
+        # OpenVINO asks all its frontends about what is none, which say so on the terminal.
+        if not file.read(64).lstrip().startswith(b"<"):
+            raise ValueError("it is not an OpenVINO IR")
     return openvino.Core().read_model(path)
 
 

@@ -158,7 +158,8 @@ def _ranges(path: Path, recipe: Recipe, data: list[dict[str, np.ndarray]]) -> An
         "min-max": (CalibrationMethod.MinMax, {}),
         "mean-min-max": (CalibrationMethod.MinMax, {"moving_average": True}),
         "percentile": (CalibrationMethod.Percentile, {"percentile": 99.99, "symmetric": False}),
-        "entropy": (CalibrationMethod.Entropy, {}),
+        # By default it has 128 bins for 128 levels, so that nothing is left to choose.
+        "entropy": (CalibrationMethod.Entropy, {"num_bins": 2048, "num_quantized_bins": 128}),
     }[recipe.range]
     with tempfile.TemporaryDirectory(prefix="edgekd-calibrate-") as folder:
         calibrator = create_calibrator(
