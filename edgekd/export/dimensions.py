@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.config.schema import Export
 from edgekd.errors import StageError, UsageError
-from edgekd.export.agreement import difference, onnx_outputs, reference
+from edgekd.export.agreement import CLOSE, difference, onnx_outputs, reference
 from edgekd.export.exporter import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# As a share of the largest output: another function is off by far more than float32 rounding.
-FREE_SIZES = 1e-4
 # Which axis of an input of which rank a name means: (n, c, height, width), (n, c, length),
 # (n, sequence) and (n, sequence, features).
 _AXES: dict[str, dict[int, int]] = {
@@ -108,7 +106,7 @@ def check_free(model: Path, source: Source, config: Export) -> None:
         raise StageError(
             f"the ONNX file fails for {shapes}: {line}", where=where, fix=fix
         ) from None
-    if gap > FREE_SIZES:
+    if gap > CLOSE:
         raise StageError(
             f"the ONNX file's outputs for {shapes} differ from PyTorch's by {gap:.1e} of the largest",
             where=where,

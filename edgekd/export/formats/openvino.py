@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +78,7 @@ def export_openvino(source: Source, folder: Path, config: Export) -> Exported:
 
 
 def save(model: Any, path: Path, *, half: bool = False) -> tuple[Path, ...]:
-    """Write the IR; with `half` its weights as float16, which the runtime converts when it loads."""
+    """Write the IR, both files or none; with `half` its weights as float16, which runtimes convert."""
     import openvino
 
     names = (path.name, path.with_suffix(".bin").name)
@@ -159,7 +160,7 @@ def _faster(onnx: _Candidate, direct: _Candidate, source: Source) -> tuple[_Cand
 
 def _seconds(request: Any, inputs: dict[str, np.ndarray], calls: int) -> float:
     """The median inference."""
-    times = []
+    times: list[float] = []
     for _ in range(calls):
         request.infer(inputs, share_inputs=True, share_outputs=True)
         times.append(request.latency / 1e3)
@@ -198,6 +199,8 @@ def _executed(compiled: Any) -> list[str]:
 def _from_onnx(source: Source, config: Export) -> Any:
     import openvino
 
+    if not source.onnx.is_file():
+        raise ValueError("there is no ONNX file of it")
     return openvino.convert_model(source.onnx)
 
 
@@ -208,6 +211,7 @@ def _from_pytorch(source: Source, config: Export) -> Any:
     too, the graph is the same but for reshapes, and the conversion two to four times as slow.
     """
     import openvino
+    import torch
 
     axes = dynamic_axes(source.inputs, config)
     free = [
@@ -215,11 +219,19 @@ def _from_pytorch(source: Source, config: Export) -> Any:
         for name, x in source.inputs.items()
     ]
     example = tuple(source.inputs.values())
-    model = openvino.convert_model(
-        source.module,
-        example_input=example if len(example) > 1 else example[0],
-        input=[openvino.PartialShape(sizes) for sizes in free],
-    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", torch.jit.TracerWarning)
+        model = openvino.convert_model(
+            source.module,
+            example_input=example if len(example) > 1 else example[0],
+            input=[openvino.PartialShape(sizes) for sizes in free],
+        )
+    doubts = [w for w in said if issubclass(w.category, torch.jit.TracerWarning)]
+    if doubts:
+        # TorchScript only warns where it makes a constant of what depends on the inputs.
+        raise ValueError(
+            f"{doubts[0].filename}:{doubts[0].lineno} may do something else for other inputs"
+        )
     for port, name in zip(model.inputs, source.inputs, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(model.outputs, source.outputs, strict=True):
