@@ -264,7 +264,10 @@ class Quantize(Section):
         "on the validation split falls by no more; null: quantize every layer that can be.",
     )
     max_evaluations: int = Field(
-        12, ge=2, le=1000, description="Files evaluated on the validation split for max_drop, at most."
+        12,
+        ge=2,
+        le=1000,
+        description="Files evaluated on the validation split for max_drop, at most.",
     )
     speed_aware: bool = Field(
         False,

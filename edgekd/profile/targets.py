@@ -16,7 +16,9 @@ from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-Isa = Literal["avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve"]
+Isa = Literal[
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve"
+]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 # Host and user may end up in a command line of the user's own ssh configuration (ProxyCommand %h %r).

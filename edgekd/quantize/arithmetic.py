@@ -30,7 +30,9 @@ def arithmetic(recipe: Recipe, targets: Iterable[Target] = ()) -> Arithmetic:
         reduced_range=reduced,
         # Arm's dot product (sdot) takes signed by signed, x86's (vpdpbusd) unsigned by signed.
         activations="int8" if all(a in ("aarch64", "arm64") for a, _ in cpus) else "uint8",
-        cpus=tuple(" ".join([architecture or "unknown", *sorted(isa)]) for architecture, isa in cpus),
+        cpus=tuple(
+            " ".join([architecture or "unknown", *sorted(isa)]) for architecture, isa in cpus
+        ),
     )
 
 

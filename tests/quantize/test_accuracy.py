@@ -36,7 +36,9 @@ def prepared(exported, format, by, samples):
 
 @pytest.mark.parametrize("by", BACKENDS)
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_fewest_layers_that_brute_force_finds_are_reverted(exported, tmp_path, task, format, by):
+def test_the_fewest_layers_that_brute_force_finds_are_reverted(
+    exported, tmp_path, task, format, by
+):
     # Calibrated with inputs half as large, what is larger is cut off in every layer.
     path, made = prepared(exported, format, by, exported.inputs / 2)
     reference = logits(format, path, exported.inputs)

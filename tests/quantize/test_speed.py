@@ -28,6 +28,7 @@ def local(tmp_path):
     return place([find("local", tmp_path)], "onnx")
 
 
+@pytest.mark.slow
 def test_layers_are_compared_with_the_whole_file(exported, made, local):
     with Silent().task("test") as task:
         layers, rest = slow_layers("onnx", made, local, exported.inputs, seconds=60, task=task)

@@ -25,9 +25,7 @@ from edgekd.results import Arithmetic
 
 
 @backend("nncf")
-def nncf(
-    source: Source, recipe: Recipe, samples: Sequence[Inputs], types: Arithmetic
-) -> Quantized:
+def nncf(source: Source, recipe: Recipe, samples: Sequence[Inputs], types: Arithmetic) -> Quantized:
     """As the recipe says. Raises StageError for samples that do not fit, NNCF's errors otherwise."""
     model = read(source.format, source.path)
     data = feeds(samples, input_shapes(model), where=source.path)
