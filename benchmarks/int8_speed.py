@@ -1,4 +1,4 @@
-"""INT8 against true float32 in the same runtime: a ResNet-50 at 224×224, one thread, batch 1, by both producers.
+"""INT8 against true float32 in the same runtime: ResNet-50, 224×224, one thread, batch 1, both producers.
 
     python benchmarks/int8_speed.py [--samples 300] [--launches 5] > benchmarks/results/int8_speed.md
 
@@ -124,7 +124,8 @@ def table(folder: Path, told: dict, loads: list[float], options: argparse.Namesp
         "(the network is untrained: noise as input, batch statistics of noise). Goals: 2.5 times faster, "
         "0.27 of the size, 120 s.",
         "",
-        "| runtime | quantized by | float32 | INT8 | times faster | file | SNR | quantization, wall / CPU | peak memory |",
+        "| runtime | quantized by | float32 | INT8 | times faster | file | SNR "
+        "| quantization, wall / CPU | peak memory |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for format, (runtime, suffix) in FORMATS.items():

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from torch import nn
 
 from edgekd.distill.trainer import predict
 from edgekd.export.device import device_files
@@ -101,7 +102,7 @@ class _Work:
         return calibration_samples(self.recipe, context.dataset, self._teacher, student)
 
     @cached_property
-    def _teacher(self) -> object:
+    def _teacher(self) -> nn.Module:
         return role.load(self.context.run, "teacher", self.context.base)
 
     @cached_property
