@@ -192,12 +192,91 @@ class ExportReport(Record):
     device: tuple[DeviceFile, ...] = ()
 
 
+class Arithmetic(Record):
+    """What types an INT8 file has, for the CPUs that it is meant for.
+
+    With `reduced_range` weights have 7 bits; `cpus` are architecture and ISA of the targets.
+    """
+
+    reduced_range: bool
+    activations: Literal["uint8", "int8"]
+    cpus: tuple[str, ...]
+
+
 class Calibration(Record):
     """What an INT8 file was calibrated with; `samples` index the data set's training split."""
 
     recipe: dict[str, object]
     samples: tuple[int, ...]
-    reduced_range: bool
+    arithmetic: Arithmetic
+
+
+class LayerSensitivity(Record):
+    """What quantizing one layer alone does to the logits of a few calibration samples.
+
+    `snr` is in dB, against the float32 file (None where nothing changes); `divergence` is the
+    mean of KL(teacher ‖ ·) and KL(student ‖ ·) in nats, less that of the float32 file.
+    """
+
+    layer: str
+    snr: float | None
+    divergence: float
+
+
+class TradeOff(Record):
+    """One evaluation: with so many layers, the most sensitive first, left in float32."""
+
+    reverted: int
+    accuracy: float
+    size: int
+
+
+class AccuracyAware(Record):
+    """How layers were reverted until accuracy on the validation split held.
+
+    `sensitivities` are in falling order; `curve` has every evaluation, by number of layers;
+    `reverted` is the number that was kept.
+    """
+
+    format: str
+    max_drop: float
+    samples: int
+    float32: float
+    size_float32: int
+    sensitivities: tuple[LayerSensitivity, ...]
+    curve: tuple[TradeOff, ...]
+    reverted: int
+
+
+class LayerSpeed(Record):
+    """Latency with one layer left in float32, by that with every layer quantized; below 1: faster."""
+
+    layer: str
+    ratio: float
+    interval: tuple[float, float]
+    kept_float32: bool
+
+
+class SpeedAware(Record):
+    """What was measured of an INT8 file's layers on a target; `left_out` had no time left."""
+
+    format: str
+    target: str
+    runtime: str
+    layers: tuple[LayerSpeed, ...]
+    left_out: tuple[str, ...]
+    seconds: float
+
+
+class BackendSpeed(Record):
+    """Median latencies (seconds) of one format's INT8 files by backend, measured in turns."""
+
+    format: str
+    target: str
+    runtime: str
+    float32: float
+    backends: dict[str, float]
+    chosen: str
 
 
 class QuantizeReport(Record):
@@ -206,6 +285,9 @@ class QuantizeReport(Record):
     files: tuple[ExportedFile, ...]
     calibration: Calibration | None
     device: tuple[DeviceFile, ...] = ()
+    accuracy_aware: tuple[AccuracyAware, ...] = ()
+    speed_aware: tuple[SpeedAware, ...] = ()
+    backends: tuple[BackendSpeed, ...] = ()
 
 
 class Parity(Record):

@@ -403,6 +403,19 @@ class Quantize(Section):
         description='Such as "0.3 points": keep the most sensitive layers in float32 until accuracy '
         "on the validation split falls by no more; null: quantize every layer that can be.",
     )
+    max_evaluations: int = Field(
+        12,
+        ge=2,
+        le=1000,
+        description="Files evaluated on the validation split for max_drop, at most.",
+    )
+    speed_aware: bool = Field(
+        False,
+        description="Leave alone the layers whose quantization slows the first measurable target down.",
+    )
+    speed_seconds: Positive = Field(
+        60.0, description="Time to look for such layers, for every format, about."
+    )
 
     @field_validator("max_drop")
     @classmethod

@@ -172,14 +172,24 @@ def _export(config: Config, base: Path) -> dict[str, Any]:
 
 
 def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
+    from edgekd.profile.targets import find
+    from edgekd.quantize.arithmetic import arithmetic
     from edgekd.quantize.recipes import RECIPES
 
     if config.quantize is None:
         return None
+    recipe = RECIPES.find(config.quantize.recipe, base)
+    targets = [find(name, base) for name in config.profile.targets]
+    # Where speed decides, the files are for those targets, and this machine.
+    measured = config.quantize.speed_aware or recipe.backend == "auto"
     return {
         "quantize": config.quantize.model_dump(mode="json"),
-        "recipe": RECIPES.find(config.quantize.recipe, base).model_dump(mode="json"),
+        "recipe": recipe.model_dump(mode="json"),
+        "types": arithmetic(recipe, targets).model_dump(mode="json", exclude={"cpus"}),
+        "targets": [target.model_dump(mode="json") for target in targets] if measured else None,
+        "machine": [platform.node(), platform.machine()] if measured else None,
         "data": data_part(config, base),
+        "onnxruntime": _installed("onnxruntime"),
         "nncf": _installed("nncf"),
     }
 
@@ -284,7 +294,7 @@ LINE: tuple[Stage, ...] = (
         tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino"),
         shareable=True,
     ),
-    Stage("quantize", 2, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage("quantize", 3, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
         5,
@@ -296,7 +306,7 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
     Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 7, _report, ("*/*",), ""),
+    Stage("report", 8, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)
