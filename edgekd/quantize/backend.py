@@ -20,7 +20,7 @@ from edgekd.artifacts import atomic_path
 from edgekd.errors import StageError, UsageError
 from edgekd.profile.device.environment import describe
 from edgekd.quantize.nncf_settings import quiet, ranges, reason
-from edgekd.quantize.qdq import with_integer_weights
+from edgekd.quantize.qdq import with_float_outputs, with_integer_weights
 from edgekd.quantize.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ def _onnxruntime(
                 "QDQKeepRemovableActivations": True,
             },
         )
-        return onnx.load(path)
+        return with_float_outputs(onnx.load(path))
 
 
 def _reader(name: str, samples: Iterable[np.ndarray]) -> Any:

@@ -61,6 +61,27 @@ def reverted(quantized: ModelProto, original: ModelProto, keep: Collection[str])
     return model
 
 
+def with_float_outputs(model: ModelProto) -> ModelProto:
+    """A copy whose outputs are what was computed, not quantized once more at the very end."""
+    import onnx
+
+    copied = onnx.ModelProto()
+    copied.CopyFrom(model)
+    made = {name: node for node in copied.graph.node for name in node.output}
+    for output in copied.graph.output:
+        found = _float_source(output.name, made, {})
+        if found is None or found not in made:
+            continue
+        made[output.name].output[0] = f"{output.name}/quantized"
+        for node in copied.graph.node:
+            for names in (node.input, node.output):
+                for position, name in enumerate(names):
+                    if name == found:
+                        names[position] = output.name
+    _drop_unused(copied)
+    return copied
+
+
 def _float_source(
     name: str, made: dict[str, NodeProto], constants: dict[str, TensorProto]
 ) -> str | None:
