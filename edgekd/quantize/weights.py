@@ -38,8 +38,11 @@ def _onnx(source: Path, path: Path, recipe: Recipe, folder: Path) -> tuple[Path,
     if recipe.mode == "dynamic":
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        bare = onnx.load(source)
+        # Gemm becomes MatMul with its weight transposed; what was noted of shapes would be wrong.
+        del bare.graph.value_info[:]
         quantize_dynamic(
-            source,
+            bare,
             folder / "model.onnx",
             op_types_to_quantize=["MatMul", "Gemm", "Attention", "LSTM", "Gather"],
             per_channel=True,
@@ -75,6 +78,8 @@ def _compress(model: Any, recipe: Recipe) -> Any:
             model,
             mode=nncf.CompressWeightsMode.INT4_SYM,
             group_size=recipe.group_size,
+            # ONNX Runtime reads groups of constants of MatMul and Gemm only.
+            ignored_scope=nncf.IgnoredScope(types=["Conv"], validate=False),
             all_layers=True,
             advanced_parameters=nncf.AdvancedCompressionParameters(
                 group_size_fallback_mode=GroupSizeFallbackMode.ADJUST
