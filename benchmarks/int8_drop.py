@@ -109,7 +109,7 @@ def measured(name: str, seed: int) -> dict:
         result[way] = {
             **accuracies(run, data, "int8"),
             "seconds": round(time.monotonic() - began, 1),
-            "reverted": len(report.accuracy_aware.reverted) if report.accuracy_aware else 0,
+            "reverted": {aware.format: aware.reverted for aware in report.accuracy_aware},
             "size": {file.format: file.size for file in report.files},
         }
         print(name, seed, way, result["f32"], result[way], flush=True)
@@ -204,7 +204,7 @@ def table(results: list[dict]) -> str:
             cells = []
             for way in WAYS:
                 drops = [r["f32"][runtime] - r[way][runtime] for r in mine]
-                layers = "/".join(str(r[way]["reverted"]) for r in mine)
+                layers = "/".join(str(r[way]["reverted"].get(runtime.split()[1], 0)) for r in mine)
                 cells.append(spread(drops) + (f" ({layers})" if way == "aware" else ""))
             base = spread([r["f32"][runtime] for r in mine], sign=False)
             rows.append(f"| {name} | {runtime} | {len(mine)} | {base} | {' | '.join(cells)} |")

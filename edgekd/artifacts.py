@@ -7,7 +7,8 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,25 @@ def atomic_path(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(NotADirectoryError):  # below a file nothing was written
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Give a temporary folder below `folder`; on success move the files `names` from it to `folder`.
+
+    For writers that choose the names of their files' parts themselves. All are flushed to disk
+    before the first is moved, the first name last: who sees it sees the others. After an exception
+    none is there. Raises like `atomic_path`.
+    """
+    with disk_errors(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".parts-") as name:
+        temporary = Path(name)
+        yield temporary
+        for part in names:
+            with (temporary / part).open("rb+") as file:
+                os.fsync(file.fileno())
+        for part in reversed(names):
+            (temporary / part).replace(folder / part)
+        _sync_folder(folder)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

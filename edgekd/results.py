@@ -19,7 +19,7 @@ Role = Literal["teacher", "student"]
 Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
-Variant = Literal["f32", "int8"]
+Variant = Literal["f32", "f16", "int8"]
 # What a latency sample is: one call, or the median or mean of several, where a tool or clock gives no more.
 SampleKind = Literal["call", "median", "mean"]
 
@@ -121,6 +121,8 @@ class ExportedFile(Record):
     seconds: float
     variant: Variant = "f32"
     opset: int | None = None
+    producer: str | None = None
+    notes: tuple[str, ...] = ()
     # INT8 only: its weights were trained further, so that parity is with what that has made.
     trained: bool = False
 
@@ -130,10 +132,35 @@ class ExportedFile(Record):
         return self.role if self.variant == "f32" else f"{self.role}-{self.variant}"
 
 
+class DeviceFile(ExportedFile):
+    """The student's file `made_from` in the form that devices want, to be fed and read otherwise.
+
+    `input` "raw": values as sensors give them, of type `input_type`, which the file normalises
+    itself. `format` may also be "ort". Verified beside its original, which is what is profiled.
+    """
+
+    made_from: str
+    input: Literal["normalised", "raw"]
+    input_type: Literal["uint8", "float32"]
+    output: Literal["logits", "softmax", "argmax"]
+
+
 class ExportReport(Record):
     """`export/export.json`."""
 
     files: tuple[ExportedFile, ...]
+    device: tuple[DeviceFile, ...] = ()
+
+
+class Arithmetic(Record):
+    """What types an INT8 file has, for the CPUs that it is meant for.
+
+    With `reduced_range` weights have 7 bits; `cpus` are architecture and ISA of the targets.
+    """
+
+    reduced_range: bool
+    activations: Literal["uint8", "int8"]
+    cpus: tuple[str, ...]
 
 
 class Calibration(Record):
@@ -141,65 +168,79 @@ class Calibration(Record):
 
     recipe: dict[str, object]
     samples: tuple[int, ...]
-    reduced_range: bool
-    signed: bool = False
+    arithmetic: Arithmetic
 
 
 class LayerSensitivity(Record):
-    """What the quantization of one layer alone does to the student's logits.
+    """What quantizing one layer alone does to the logits of a few calibration samples.
 
-    `snr` in dB against the float32 student (None: nothing), `teacher_kl` how much further from the
-    teacher's answers in nats (mean KL), `agreement` the share of equal top-1 answers.
+    `snr` is in dB, against the float32 file (None where nothing changes); `divergence` is the
+    mean of KL(teacher ‖ ·) and KL(student ‖ ·) in nats, less that of the float32 file.
     """
 
     layer: str
     snr: float | None
-    teacher_kl: float
-    agreement: float
-    samples: int
+    divergence: float
 
 
 class TradeOff(Record):
-    """One point of the curve: these layers in float32 give this accuracy on the validation split.
+    """One evaluation: with so many layers, the most sensitive first, left in float32."""
 
-    `drop` is a share; `size` in bytes, of the ONNX file.
-    """
-
-    layers: tuple[str, ...]
+    reverted: int
     accuracy: float
-    drop: float
     size: int
-    holds: bool
 
 
 class AccuracyAware(Record):
-    """How `quantize.max_drop` was reached, or not: the layers in float32, the most sensitive first."""
+    """How layers were reverted until accuracy on the validation split held.
 
+    `sensitivities` are in falling order; `curve` has every evaluation, by number of layers;
+    `reverted` is the number that was kept.
+    """
+
+    format: str
     max_drop: float
-    holds: bool
-    reverted: tuple[str, ...]
-    sensitivity: tuple[LayerSensitivity, ...]
+    samples: int
+    float32: float
+    size_float32: int
+    sensitivities: tuple[LayerSensitivity, ...]
     curve: tuple[TradeOff, ...]
+    reverted: int
 
 
 class LayerSpeed(Record):
-    """Time of the file without this layer's quantization, as a share of the time with it."""
+    """Latency with one layer left in float32, by that with every layer quantized; below 1: faster."""
 
     layer: str
     ratio: float
-    reverted: bool
+    interval: tuple[float, float]
+    kept_float32: bool
 
 
 class SpeedAware(Record):
-    """Which layers of one format's file INT8 slows down, by measurements on this machine."""
+    """What was measured of an INT8 file's layers on a target; `left_out` had no time left."""
 
     format: str
     target: str
+    runtime: str
     layers: tuple[LayerSpeed, ...]
+    left_out: tuple[str, ...]
+    seconds: float
+
+
+class BackendSpeed(Record):
+    """Median latencies (seconds) of one format's INT8 files by backend, measured in turns."""
+
+    format: str
+    target: str
+    runtime: str
+    float32: float
+    backends: dict[str, float]
+    chosen: str
 
 
 class QatParity(Record):
-    """An INT8 file against the fake-quantized PyTorch model it was made from."""
+    """An INT8 file against the fake-quantized PyTorch model it was made from, on validation samples."""
 
     format: str
     runtime: str
@@ -228,9 +269,11 @@ class QuantizeReport(Record):
 
     files: tuple[ExportedFile, ...]
     calibration: Calibration | None
-    qat: QatReport | None = None
-    accuracy_aware: AccuracyAware | None = None
+    device: tuple[DeviceFile, ...] = ()
+    accuracy_aware: tuple[AccuracyAware, ...] = ()
     speed_aware: tuple[SpeedAware, ...] = ()
+    backends: tuple[BackendSpeed, ...] = ()
+    qat: QatReport | None = None
 
 
 class Parity(Record):
@@ -261,11 +304,36 @@ class Parity(Record):
     accuracy: Accuracy
 
 
+class DeviceFileParity(Record):
+    """A device file against the file that it was made from, on the whole test split.
+
+    `max_error` is max|Δlogit| / max|logit|, or max|Δprobability|; None for class numbers. It must
+    not exceed `tolerance`. `agreement` is the share of samples with the same top-1 answer; of the
+    others, `undecided` answered with a logit as good as the best one within the tolerance.
+    """
+
+    path: str
+    format: str
+    variant: Variant
+    runtime: str
+    input: Literal["normalised", "raw"]
+    input_type: Literal["uint8", "float32"]
+    output: Literal["logits", "softmax", "argmax"]
+    samples: int
+    max_error: float | None
+    agreement: float
+    undecided: int
+    tolerance: float
+    passed: bool
+    accuracy: Accuracy
+
+
 class VerifyReport(Record):
     """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split."""
 
     reference: dict[Role, Accuracy]
     files: tuple[Parity, ...]
+    device: tuple[DeviceFileParity, ...] = ()
 
 
 class Latency(Record):

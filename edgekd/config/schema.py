@@ -187,12 +187,55 @@ class Distill(Training):
         return self
 
 
+AxisName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+FreeAxis = Literal["batch", "height", "width", "length", "sequence"]
+Dynamic = list[FreeAxis] | dict[str, list[AxisName | None]]
+_BATCH_ONLY: Dynamic = ["batch"]
+
+
 class Export(Section):
     """Which deployable files are made."""
 
     formats: list[Format] = Field(["onnx", "openvino"], min_length=1)
     opset: int | None = Field(
         None, ge=18, le=24, description="ONNX opset; null: the exporter's choice."
+    )
+    dynamic: Dynamic = Field(
+        _BATCH_ONLY,
+        description="Sizes of the inputs that stay free; the batch always does. A list of names, or by "
+        "input the name of every size, null where it is fixed: {input: [batch, null, height, width]}.",
+    )
+    external_data: bool | Literal["auto"] = Field(
+        "auto",
+        description="ONNX weights in a file .onnx.data of their own; auto: only those of 2 GiB or more.",
+    )
+    simplify: bool = Field(
+        True,
+        description="Simplify the ONNX graph with onnxslim; kept where it has fewer operators and gives "
+        "the same outputs for real inputs.",
+    )
+    producer: Literal["auto", "onnx", "pytorch"] = Field(
+        "auto",
+        description="What the OpenVINO IR is made from. auto: ONNX, unless the IR straight from PyTorch is "
+        "faster in a short measurement; the other one where one fails or gives other outputs.",
+    )
+    weights: Literal["f32", "f16"] = Field(
+        "f32",
+        description="f16: the student also as IR with weights stored in float16, at half the size.",
+    )
+    preprocessing: Literal["none", "fold"] = Field(
+        "none",
+        description="fold: the student's files also as device files, which take raw values (uint8 for "
+        "images) and normalise them themselves.",
+    )
+    output: Literal["logits", "softmax", "argmax"] = Field(
+        "logits",
+        description="What device files give; softmax: probabilities, argmax: the number of the class.",
+    )
+    ort: bool = Field(
+        False,
+        description="The student's ONNX files also in ORT format (.ort), with the file of operators that "
+        "a reduced build of ONNX Runtime needs.",
     )
 
     @field_validator("formats")
@@ -201,6 +244,14 @@ class Export(Section):
         if len(set(value)) != len(value):
             raise ValueError("the same format is listed twice")
         return value
+
+    @model_validator(mode="after")
+    def _made_of_something(self) -> Export:
+        if self.ort and "onnx" not in self.formats:
+            raise ValueError("ort needs the format onnx, which it is made from")
+        if self.weights == "f16" and "openvino" not in self.formats:
+            raise ValueError("weights: f16 is for the format openvino, which is not among formats")
+        return self
 
 
 class Qat(Training):
@@ -228,12 +279,17 @@ class Quantize(Section):
         "on the validation split falls by no more; null: quantize every layer that can be.",
     )
     max_evaluations: int = Field(
-        12, ge=1, le=1000, description="With max_drop: the most accuracies that are measured."
+        12,
+        ge=2,
+        le=1000,
+        description="Files evaluated on the validation split for max_drop, at most.",
     )
     speed_aware: bool = Field(
         False,
-        description="Leave layers in float32 that INT8 slows down, by short measurements of every layer; "
-        "where a target is this machine.",
+        description="Leave alone the layers whose quantization slows the first measurable target down.",
+    )
+    speed_seconds: Positive = Field(
+        60.0, description="Time to look for such layers, for every format, about."
     )
 
     @field_validator("max_drop")
@@ -247,7 +303,7 @@ class Quantize(Section):
     def _one_way(self) -> Quantize:
         if self.qat is not None and (self.max_drop is not None or self.speed_aware):
             raise ValueError(
-                "qat trains every layer in INT8; it goes without max_drop and speed_aware"
+                "qat trains every layer in INT8: it goes without max_drop and speed_aware"
             )
         return self
 
@@ -263,6 +319,9 @@ class Verify(Section):
     samples: int = Field(256, ge=1, description="Real inputs compared value by value.")
     tolerance: Positive = Field(
         1e-4, description="Largest |Δlogit| allowed, as a share of the largest |logit|."
+    )
+    f16_tolerance: Positive = Field(
+        1e-2, description="The same for files with weights stored in float16."
     )
     int8_tolerance: Positive = Field(
         0.25, description="The same for INT8 files, whose accuracy is what counts."
@@ -377,7 +436,7 @@ class Budget(Section):
     min: str | float | None = Field(None, description='Such as "3 x", "97 %".')
     runtime: str | None = Field(None, description="Only this runtime; null: every one measured.")
     target: str | None = Field(None, description="Only this target; null: every one measured.")
-    variant: Literal["f32", "int8"] | None = Field(
+    variant: Literal["f32", "f16", "int8"] | None = Field(
         None,
         description="Only these files; null: int8 where the run quantizes, else f32 (parity_error: "
         "always f32).",

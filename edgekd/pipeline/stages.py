@@ -140,27 +140,26 @@ def _export(config: Config, base: Path) -> dict[str, Any]:
 
 def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
     from edgekd.profile.targets import find
+    from edgekd.quantize.arithmetic import arithmetic
     from edgekd.quantize.recipes import RECIPES
 
     if config.quantize is None:
         return None
-    settings = config.quantize
+    recipe = RECIPES.find(config.quantize.recipe, base)
     targets = [find(name, base) for name in config.profile.targets]
+    # Where speed decides, the files are for those targets, and this machine.
+    measured = config.quantize.speed_aware or recipe.backend == "auto"
     return {
-        "quantize": settings.model_dump(mode="json", exclude={"qat"}),
-        "recipe": RECIPES.find(settings.recipe, base).model_dump(mode="json"),
+        "quantize": config.quantize.model_dump(mode="json", exclude={"qat"}),
+        "qat": config.quantize.qat
+        and {"train": _training(config.quantize.qat), "distill": _training(config.distill)},
+        "recipe": recipe.model_dump(mode="json"),
+        "types": arithmetic(recipe, targets).model_dump(mode="json", exclude={"cpus"}),
+        "targets": [target.model_dump(mode="json") for target in targets] if measured else None,
+        "machine": [platform.node(), platform.machine()] if measured else None,
         "data": data_part(config, base),
-        "nncf": _installed("nncf"),
         "onnxruntime": _installed("onnxruntime"),
-        # Of which CPU the 8-bit types are, and where layers are timed.
-        "targets": [
-            target.model_dump(
-                mode="json", include={"transport", "arch", "isa", "threads", "precision"}
-            )
-            for target in targets
-        ],
-        "qat": settings.qat
-        and {"train": _training(settings.qat), "distill": _training(config.distill)},
+        "nncf": _installed("nncf"),
     }
 
 
@@ -255,17 +254,17 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage(
         "export",
-        3,
+        4,
         _export,
         _MODELS,
         "export",
-        tools=("torch", "onnx", "onnxscript", "openvino"),
+        tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino"),
         shareable=True,
     ),
-    Stage("quantize", 2, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage("quantize", 4, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
-        4,
+        5,
         _verify,
         (*_MODELS, *_FILES),
         "verify",
@@ -274,7 +273,7 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
     Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 6, _report, ("*/*",), ""),
+    Stage("report", 7, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

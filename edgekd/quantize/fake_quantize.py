@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from edgekd.errors import StageError
 from edgekd.quantize.recipes import Recipe
+from edgekd.results import Arithmetic
 
 
 class WeightQuantizer(nn.Module):
@@ -138,7 +139,7 @@ class Chain(nn.Module):
 
 
 def fake_quantized(
-    student: nn.Module, recipe: Recipe, samples: list[Tensor], *, reduced_range: bool
+    student: nn.Module, recipe: Recipe, samples: list[Tensor], types: Arithmetic
 ) -> nn.Module:
     """A copy of `student` with batch normalisation folded and quantizers where INT8 files have them.
 
@@ -146,13 +147,17 @@ def fake_quantized(
     they are. Raises StageError when NNCF cannot quantize the model.
     """
     import nncf
-    from nncf.quantization.advanced_parameters import OverflowFix
 
-    from edgekd.quantize.nncf_settings import quiet, ranges, reason
+    from edgekd.quantize.backend import quiet
+    from edgekd.quantize.backends.nncf import advanced_parameters
 
     folded = fold_batch_norm(copy.deepcopy(student).eval(), samples[0])
     if isinstance(folded, nn.Sequential):
         folded = Chain(folded).eval()
+    settings = advanced_parameters(recipe, types)
+    # Training corrects biases better.
+    settings.disable_bias_correction = True
+    settings.backend_params = {}
     with quiet():
         try:
             model = nncf.quantize(
@@ -162,16 +167,13 @@ def fake_quantized(
                 subset_size=len(samples),
                 model_type=nncf.ModelType(recipe.model_type) if recipe.model_type else None,
                 target_device=nncf.TargetDevice.CPU,
-                advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    overflow_fix=OverflowFix.ENABLE if reduced_range else OverflowFix.DISABLE,
-                    activations_range_estimator_params=ranges(recipe),
-                    # Training corrects biases better.
-                    disable_bias_correction=True,
-                ),
+                advanced_parameters=settings,
             )
         except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
             raise StageError(
-                f"cannot be quantized in PyTorch: {reason(error)}", where=type(student).__name__
+                f"cannot be quantized in PyTorch: {type(error).__name__}: {lines[0][:300]}",
+                where=type(student).__name__,
             ) from None
     _own_quantizers(model, samples[0])
     return model

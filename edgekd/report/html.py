@@ -25,7 +25,7 @@ from edgekd.report.contents import ROLES, Contents, latency_samples, read
 from edgekd.report.examples import Example, examples
 from edgekd.report.page import page
 from edgekd.report.plots import Plot
-from edgekd.results import Epoch, History, Measurement, Parity, Role
+from edgekd.results import DeviceFileParity, Epoch, History, Measurement, Parity, Role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,6 +86,8 @@ def render(run: Run) -> str:
         training=tuple(_training(contents)),
         given=tuple(role for role, m in contents.models.items() if m.history is None),
         parity=_parity(contents),
+        device=_device(contents),
+        produced=tuple(file for file in contents.files if file.producer),
         parity_sentence=checks.parity_sentence(contents.verify) if contents.verify else None,
         environments=_environments(contents),
         stages=contents.stages,
@@ -289,6 +291,21 @@ def _parity(contents: Contents) -> tuple[tuple[Parity, Mapping[str, str]], ...]:
             },
         )
         for p in files
+    )
+
+
+def _device(contents: Contents) -> tuple[tuple[DeviceFileParity, Mapping[str, str]], ...]:
+    return tuple(
+        (
+            p,
+            {
+                "max_error": "–" if p.max_error is None else f"{p.max_error:.2e}",
+                "tolerance": f"{p.tolerance:.2g}",
+                "agreement": figure_text(p.agreement, "share"),
+                "accuracy": figure_text(p.accuracy.value, "share"),
+            },
+        )
+        for p in (contents.verify.device if contents.verify else ())
     )
 
 

@@ -16,7 +16,8 @@ from edgekd.models import role as roles
 from edgekd.models.role import accuracy
 from edgekd.pipeline.stages import Context
 from edgekd.profile.device.runtimes import RUNTIMES, Session, load
-from edgekd.results import ExportedFile, Parity, Role, VerifyReport
+from edgekd.results import DeviceFileParity, ExportedFile, Parity, Role, VerifyReport
+from edgekd.verify.device import RUNTIME, device_parity
 from edgekd.verify.examples import pick, within
 from edgekd.verify.parity import compare, worst
 
@@ -82,12 +83,15 @@ def run(context: Context) -> None:
                     )
                 )
             task.advance(file=Path(file.path).name)
+    device = _device(context, logits)
     _check(results)
+    _check_device(device)
     VerifyReport(
         reference={
             role: accuracy(value.argmax(1), labels, classes) for role, value in torch_logits.items()
         },
         files=tuple(results),
+        device=device,
     ).write(context.folder / "parity.json")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, labels=labels, indices=dataset.test, **logits)  # type: ignore[arg-type]
@@ -114,12 +118,37 @@ def _trained(context: Context) -> np.ndarray:
 
 
 def _tolerance(settings: Verify, file: ExportedFile) -> float:
-    return settings.int8_tolerance if file.variant == "int8" else settings.tolerance
+    by_variant = {"int8": settings.int8_tolerance, "f16": settings.f16_tolerance}
+    return by_variant.get(file.variant, settings.tolerance)
 
 
 def _logits(session: Session, dataset: Dataset, indices: np.ndarray, batch: int) -> np.ndarray:
     chunks = [indices[i : i + batch] for i in range(0, len(indices), batch)]
     return np.concatenate([session.run(dataset.tensor(chunk).numpy())[0] for chunk in chunks])
+
+
+def _device(context: Context, logits: dict[str, np.ndarray]) -> tuple[DeviceFileParity, ...]:
+    originals = {file.path: file for file in context.run.files}
+    found = []
+    for file in context.run.device_files:
+        original = originals[file.made_from]
+        own = logits[f"{RUNTIME[file.format]}/{original.name}"]
+        tolerance = _tolerance(context.config.verify, original)
+        found.append(device_parity(file, context.run.path, context.dataset, own, tolerance))
+    return tuple(found)
+
+
+def _check_device(found: tuple[DeviceFileParity, ...]) -> None:
+    failed = [parity for parity in found if not parity.passed]
+    if failed:
+        first = failed[0]
+        error = "" if first.max_error is None else f", largest error {first.max_error:.2e}"
+        raise StageError(
+            f"does not answer as the file that it was made from: agreement {first.agreement:.2%}{error}, "
+            f"at most {first.tolerance:g} is allowed",
+            where=f"{first.path} in {first.runtime}",
+            fix="set export.preprocessing to none and export.output to logits to do without it",
+        )
 
 
 def _check(results: list[Parity]) -> None:
@@ -132,5 +161,5 @@ def _check(results: list[Parity]) -> None:
             f"at most {first.tolerance:g} is allowed ({len(failed)} of {len(results)} files fail)",
             where=f"{first.path} in {first.runtime}{batch}",
             fix="it is not the same function; if the difference is acceptable to you, "
-            f"raise verify.{'int8_tolerance' if first.variant == 'int8' else 'tolerance'}",
+            f"raise verify.{'' if first.variant == 'f32' else f'{first.variant}_'}tolerance",
         )

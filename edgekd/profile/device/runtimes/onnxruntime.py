@@ -36,7 +36,11 @@ _PRODUCTS = {
 }
 # The trace has half a kilobyte for each, which small devices must read back.
 _MOST_EVENTS = 20_000
-_PRECISIONS = {"tensor(float)": "f32", "tensor(float16)": "f16", "tensor(bfloat16)": "bf16"}
+_PRECISIONS = {
+    "tensor(float)": "f32", "tensor(float16)": "f16", "tensor(bfloat16)": "bf16",
+    # Raw values, which the file itself converts.
+    "tensor(uint8)": "f32",
+}  # fmt: skip
 
 
 @runtime("onnxruntime", formats=("onnx",))
