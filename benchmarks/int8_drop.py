@@ -37,7 +37,7 @@ WORK = Path(".edgekd/int8_drop")
 SCHEDULE = {"batch_size": 64, "threads": 1, "select": "last"}
 SETUPS = {
     "mnist": {
-        "data": {"source": "idx:$EDGEKD_DATA/mnist", "limit": 20_000},
+        "data": {"source": "idx:$EDGEKD_DATA/mnist", "limit": 10_000},
         "teacher": {"model": "zoo:mlp", "args": {"hidden": [1200, 1200]}, "epochs": 3},
         "student": {"model": "zoo:dscnn", "epochs": 3},
         "qat": {"epochs": 1, "learning_rate": 0.005},

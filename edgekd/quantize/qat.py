@@ -140,7 +140,8 @@ def deploy(
         onnx_file = (folder if "onnx" in formats else Path(scratch)) / onnx_name
         opset = _write_onnx(trained, context, Path(scratch), onnx_file)
         for format in formats:
-            path, parts = onnx_file, (onnx_file,)
+            path: Path = onnx_file
+            parts: tuple[Path, ...] = (path,)
             if format == "openvino":
                 path = folder / "student-int8.xml"
                 parts = _write_openvino(onnx_file, path)

@@ -34,9 +34,7 @@ def source(exported, format, role="teacher"):
 
 def prepared(exported, format, recipe=RECIPE, role="teacher", **options):
     samples = list(exported.inputs[:, None])
-    return prepare(
-        source(exported, format, role), recipe, samples, arithmetic(recipe), **options
-    )
+    return prepare(source(exported, format, role), recipe, samples, arithmetic(recipe), **options)
 
 
 @pytest.mark.parametrize("by", ["nncf", "onnxruntime"])
@@ -122,9 +120,9 @@ def test_an_outlier_widens_the_extremes_alone(exported, tmp_path, by, range):
 def test_bias_correction_takes_the_shift_of_the_outputs_out(exported, tmp_path, correction):
     recipe = Recipe(name="r", bias_correction=correction)
     samples = list(exported.inputs[:, None])
-    path = quantize(
-        "onnx", exported.folder / "teacher.onnx", tmp_path / "q.onnx", recipe, samples
-    )[0]
+    path = quantize("onnx", exported.folder / "teacher.onnx", tmp_path / "q.onnx", recipe, samples)[
+        0
+    ]
     expected = logits("onnx", exported.folder / "teacher.onnx", exported.inputs)
     shift = np.abs((logits("onnx", path, exported.inputs) - expected).mean(axis=0)).mean()
     plain = Recipe(name="r", bias_correction="none")
@@ -177,9 +175,7 @@ def test_smooth_quant_leaves_the_function_as_it_is_where_layers_are_reverted(tmp
     path = tmp_path / "student.onnx"
     EXPORTERS.get("onnx")(Exportable(module, card, x[:2], path), tmp_path, Export())
     recipe = Recipe(name="r", model_type="transformer", smooth_quant=0.5)
-    made = prepare(
-        Source("onnx", path, path), recipe, list(x.numpy()[:, None]), arithmetic(recipe)
-    )
+    made = prepare(Source("onnx", path, path), recipe, list(x.numpy()[:, None]), arithmetic(recipe))
     expected = logits("onnx", path, x.numpy())
     for left in (made.layers, made.layers[::2]):
         answer = logits("onnx", made.write(tmp_path / "q.onnx", left)[0], x.numpy())
@@ -272,7 +268,11 @@ def test_an_operator_that_no_runtime_knows_is_one_clear_error(exported, tmp_path
     recipe = Recipe(name="r", backend=by)
     with pytest.raises(StageError, match=r"odd\.onnx: cannot be quantized.*") as raised:
         quantize(
-            "onnx", tmp_path / "odd.onnx", tmp_path / "q.onnx", recipe, list(exported.inputs[:, None])
+            "onnx",
+            tmp_path / "odd.onnx",
+            tmp_path / "q.onnx",
+            recipe,
+            list(exported.inputs[:, None]),
         )
     assert "Frobnicate" in raised.value.what
     assert not (tmp_path / "q.onnx").exists()
