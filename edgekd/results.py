@@ -165,6 +165,8 @@ class ExportedFile(Record):
     opset: int | None = None
     producer: str | None = None
     notes: tuple[str, ...] = ()
+    # INT8 only: its weights were trained further, so that parity is with what that has made.
+    trained: bool = False
 
     @property
     def name(self) -> str:
@@ -279,6 +281,31 @@ class BackendSpeed(Record):
     chosen: str
 
 
+class QatParity(Record):
+    """An INT8 file against the fake-quantized PyTorch model it was made from, on validation samples."""
+
+    format: str
+    runtime: str
+    samples: int
+    max_error: float
+    snr: float | None
+    agreement: float
+
+
+class QatReport(Record):
+    """Training with fake quantization: accuracies (shares) on the validation split, in PyTorch.
+
+    `validation_f32` is the student's, `validation_before` and `validation_after` the fake-quantized
+    one's.
+    """
+
+    history: History
+    validation_f32: float
+    validation_before: float
+    validation_after: float
+    parity: tuple[QatParity, ...] = ()
+
+
 class QuantizeReport(Record):
     """`quantized/quantize.json`; without files when the run does not quantize."""
 
@@ -288,6 +315,7 @@ class QuantizeReport(Record):
     accuracy_aware: tuple[AccuracyAware, ...] = ()
     speed_aware: tuple[SpeedAware, ...] = ()
     backends: tuple[BackendSpeed, ...] = ()
+    qat: QatReport | None = None
 
 
 class Parity(Record):

@@ -183,7 +183,9 @@ def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
     # Where speed decides, the files are for those targets, and this machine.
     measured = config.quantize.speed_aware or recipe.backend == "auto"
     return {
-        "quantize": config.quantize.model_dump(mode="json"),
+        "quantize": config.quantize.model_dump(mode="json", exclude={"qat"}),
+        "qat": config.quantize.qat
+        and {"train": _training(config.quantize.qat), "distill": _training(config.distill)},
         "recipe": recipe.model_dump(mode="json"),
         "types": arithmetic(recipe, targets).model_dump(mode="json", exclude={"cpus"}),
         "targets": [target.model_dump(mode="json") for target in targets] if measured else None,
@@ -294,7 +296,7 @@ LINE: tuple[Stage, ...] = (
         tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino"),
         shareable=True,
     ),
-    Stage("quantize", 3, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage("quantize", 4, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
         5,

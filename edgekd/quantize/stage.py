@@ -31,6 +31,7 @@ from edgekd.results import (
     Calibration,
     ExportedFile,
     LayerSensitivity,
+    QatReport,
     QuantizeReport,
     SpeedAware,
 )
@@ -55,7 +56,10 @@ def run(context: Context) -> None:
         file for file in context.run.export.files if (file.role, file.variant) == ("student", "f32")
     ]
     work = _Work(context, recipe, sources)
-    files = [work.file(source) for source in sources]
+    if settings.qat is None:
+        files, report = [work.file(source) for source in sources], None
+    else:
+        files, report = work.trained()
     calibration = Calibration(
         recipe=recipe.model_dump(mode="json"),
         samples=tuple(int(index) for index in work.chosen),
@@ -71,6 +75,7 @@ def run(context: Context) -> None:
         accuracy_aware=tuple(work.accuracy_aware),
         speed_aware=tuple(work.speed_aware),
         backends=tuple(work.backends),
+        qat=report,
     ).write(context.folder / "quantize.json")
 
 
@@ -100,6 +105,17 @@ class _Work:
         context = self.context
         student = role.load(context.run, "student", context.base)
         return calibration_samples(self.recipe, context.dataset, self._teacher, student)
+
+    def trained(self) -> tuple[list[ExportedFile], QatReport]:
+        """The INT8 files of all formats, after training with fake quantization."""
+        from edgekd.quantize.qat import deploy, train_quantized
+
+        student = role.load(self.context.run, "student", self.context.base)
+        started = time.monotonic()
+        trained = train_quantized(
+            self.context, student, self._teacher, self.recipe, self.chosen, self.types
+        )
+        return deploy(trained, self.context, self.sources, started)
 
     @cached_property
     def _teacher(self) -> nn.Module:

@@ -51,7 +51,7 @@ def run(context: Context) -> None:
                 session = load(runtime, context.run.path / file.path, threads=1, precision="f32")
                 answer = _logits(session, dataset, dataset.test, _BATCH)
                 logits[f"{runtime}/{file.name}"] = answer
-                reference = torch_logits[file.role]
+                reference = _trained(context) if file.trained else torch_logits[file.role]
                 where = f"{file.path} in {runtime}"
                 tolerance = _tolerance(settings, file)
                 sample = min(settings.samples, len(labels))
@@ -108,6 +108,13 @@ def _keep_examples(context: Context, labels: np.ndarray, logits: dict[str, np.nd
     inputs = dataset.inputs[dataset.test[positions]]
     np.savez_compressed(buffer, positions=positions, inputs=inputs)
     write_bytes(context.folder / "examples.npz", buffer.getvalue())
+
+
+def _trained(context: Context) -> np.ndarray:
+    """The answers of the student that was trained further with fake quantization."""
+    with np.load(context.run.path / "quantized/trained.npz", allow_pickle=False) as arrays:
+        logits: np.ndarray = arrays["logits"]
+    return logits
 
 
 def _tolerance(settings: Verify, file: ExportedFile) -> float:

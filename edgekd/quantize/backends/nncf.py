@@ -56,7 +56,7 @@ class _Static:
             else None,
             target_device=nncf.TargetDevice.CPU,
             fast_bias_correction=recipe.bias_correction != "accurate",
-            advanced_parameters=_advanced(recipe, types),
+            advanced_parameters=advanced_parameters(recipe, types),
         )
         self._control = _control(source.format)
         self._graph = _graph(self._model)
@@ -154,7 +154,8 @@ def _graph(model: Any) -> Any:
     return build_graph(model)
 
 
-def _advanced(recipe: Recipe, types: Arithmetic) -> Any:
+def advanced_parameters(recipe: Recipe, types: Arithmetic) -> Any:
+    """Ranges, bias correction and SmoothQuant of the recipe, in NNCF's words."""
     import nncf
     from nncf.quantization.advanced_parameters import (
         AdvancedSmoothQuantParameters,
