@@ -161,7 +161,7 @@ def _accuracy_openvino(compiled: Any, samples: Iterable[Sample]) -> Any:
 
 
 _FEED: dict[str, Callable[[np.ndarray], Any]] = {
-    "onnx": lambda x: {"input": x},
+    "onnx": lambda x: x if isinstance(x, dict) else {"input": x},
     "openvino": lambda x: x,
 }
 _RUN: dict[str, Callable[..., Any]] = {"onnx": _accuracy_onnx, "openvino": _accuracy_openvino}

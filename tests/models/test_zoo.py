@@ -37,6 +37,12 @@ def test_the_parameter_count_is_the_published_one(name, millions):
     assert round(size(module) / 1e6, 3) == pytest.approx(millions, abs=0.0011)
 
 
+def test_efficientnet_at_full_width_has_the_parameters_of_b0():
+    with torch.device("meta"):
+        module = NETWORKS.get("efficientnet").build((3, 224, 224), 1000, width=1.0)
+    assert size(module) == 5_288_548
+
+
 def test_every_network_takes_small_grey_images_and_trains(tmp_path):
     for name in NETWORKS.names():
         if name.startswith(("vgg1", "resnet110", "resnet32x4")) or name == "bert":
