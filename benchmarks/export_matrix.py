@@ -418,7 +418,7 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
                 sizes = [c["size"] / c["base_size"] for _, c in ran if "base_size" in c]
                 speeds = [c["speed"] for _, c in ran if "speed" in c]
                 lines.append(
-                    f"| {_NAMES[format]} {_NAMES[variant]} | {_NAMES[runtime]} "
+                    f"| {_NAMES[format]} {_NAMES[variant]} | {_RUNTIME_NAMES[runtime]} "
                     f"| {sum(c['passed'] for _, c in ran)} of {len(found)} "
                     f"| {statistics.median(errors):.1e} | {max(errors):.1e} "
                     f"| {min(c['agreement'] for _, c in ran):.1%} | {100 * drop:+.2f} points "

@@ -188,10 +188,59 @@ class Parity(Record):
     snr: float | None = None
     cosine: float
     agreement: float
+    agreement_interval: Interval | None = None
     teacher_agreement: float
     tolerance: float
     passed: bool
     accuracy: Accuracy
+
+
+class InputCase(Record):
+    """One kind of inputs through a file and its source; errors as in `Parity`.
+
+    `max_error` is a share of the largest logit of the source, for these or for real samples.
+    `tolerance` None: told, not judged, as for INT8 files beyond what they were calibrated for.
+    Without errors, `note` says why.
+    """
+
+    inputs: str
+    samples: int
+    max_abs_error: float | None = None
+    max_error: float | None = None
+    snr: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    agreement_interval: Interval | None = None
+    tolerance: float | None
+    passed: bool
+    note: str = ""
+
+
+class Edge(Record):
+    """A file, computed by `runtime` in `precision`, against `source`: "PyTorch" or another file.
+
+    The first of `cases` are real samples in the largest batch.
+    """
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    precision: str
+    source: str
+    cases: tuple[InputCase, ...] = Field(min_length=1)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every kind of inputs did."""
+        return all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> InputCase:
+        """One that failed, or else that nearest to its tolerance."""
+        return max(
+            self.cases, key=lambda c: (not c.passed, (c.max_error or 0) / (c.tolerance or 1e9))
+        )
 
 
 class DeviceFileParity(Record):
@@ -219,11 +268,16 @@ class DeviceFileParity(Record):
 
 
 class VerifyReport(Record):
-    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split."""
+    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split.
+
+    `notes` are what could not be verified on this machine.
+    """
 
     reference: dict[Role, Accuracy]
     files: tuple[Parity, ...]
     device: tuple[DeviceFileParity, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Latency(Record):

@@ -84,9 +84,7 @@ RUNTIMES: dict[str, Runtime] = {}
 S = TypeVar("S", bound=type[Session])
 
 
-def runtime(
-    name: str, *, formats: tuple[str, ...], also: tuple[str, ...] = ()
-) -> Callable[[S], S]:
+def runtime(name: str, *, formats: tuple[str, ...], also: tuple[str, ...] = ()) -> Callable[[S], S]:
     """Class decorator: register a Session as runtime `name` for files of these formats."""
 
     def decorate(session: S) -> S:
