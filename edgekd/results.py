@@ -243,6 +243,53 @@ class Edge(Record):
         )
 
 
+class Layer(Record):
+    """The output of a PyTorch module as a file computes it, fed the same network inputs.
+
+    `type` is the file's operator that makes it, `weights` the parameter that it reads: a
+    convolution with a folded batch normalization bears the latter's path. `shape` is without the
+    batch. `max_error` is max|Δ| / max|PyTorch's|, None where the file's is not finite.
+    """
+
+    module: str
+    type: str
+    weights: str | None
+    tensor: str
+    shape: tuple[int, ...]
+    max_error: float | None
+    snr: float | None
+
+    @property
+    def label(self) -> str:
+        """The module, and whose weights it has where that is another."""
+        owner = (self.weights or "").rpartition(".")[0]
+        name = self.module or "the model's output"
+        return f"{name} (with {owner})" if owner and owner != self.module else name
+
+
+class LayerComparison(Record):
+    """What `edgekd verify --layers` prints of one file, in the order of execution."""
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    samples: int
+    tolerance: float
+    layers: tuple[Layer, ...]
+    note: str = ""
+
+    @property
+    def first(self) -> int | None:
+        """The position of the first layer whose error is past the tolerance."""
+        past = (
+            position
+            for position, layer in enumerate(self.layers)
+            if layer.max_error is None or layer.max_error > self.tolerance
+        )
+        return next(past, None)
+
+
 class DeviceFileParity(Record):
     """A device file against the file that it was made from, on the whole test split.
 

@@ -51,11 +51,11 @@ class Verifier:
             self._known[name, computed_by, largest.name] = logits[: len(largest.x)]
         self._known[name, computed_by, "batch 1"] = single
 
-    def edges(self, file: ExportedFile, precisions: Iterable[str] = ()) -> list[Edge]:
+    def edges(self, file: ExportedFile, precisions: Iterable[tuple[str, str]] = ()) -> list[Edge]:
         """Every comparison of one file.
 
         In the runtimes that it is meant for with PyTorch and with the file that it was made from;
-        in others that open it, and in other precisions, with PyTorch.
+        in others that open it, and in `precisions` (runtime, precision), with PyTorch.
         """
         own = runtimes_for(file.format)
         found = []
@@ -65,18 +65,17 @@ class Verifier:
             source = source_of(file, self.files)
             if source is not None and runtime in own:
                 found.append(self._edge(file, runtime, session, source))
-        for precision in precisions:
-            for runtime in own:
-                lower = self._lower(file, runtime, precision)
-                if lower is not None:
-                    found.append(self._edge(file, runtime, lower, PYTORCH))
+        for runtime, precision in precisions:
+            lower = self._lower(file, runtime, precision) if runtime in own else None
+            if lower is not None:
+                found.append(self._edge(file, runtime, lower, PYTORCH))
         return found
 
     def _lower(self, file: ExportedFile, runtime: str, precision: str) -> Session | None:
         try:
             return open_session(runtime, self.root / file.path, precision=precision)
         except ValueError as error:
-            self.notes.append(f"not verified in {precision} on this CPU: {file.path}: {error}")
+            self.notes.append(f"not verified in {precision} on this machine: {error}")
             return None
 
     def _edge(

@@ -58,6 +58,18 @@ def compare(reference: np.ndarray, result: np.ndarray, *, where: str, scale: flo
     )
 
 
+def relative(reference: np.ndarray, result: np.ndarray) -> tuple[float | None, float | None]:
+    """max|Δ| / max|reference| and SNR in dB of tensors of any one shape, in float64.
+
+    The first is None where the result is not finite.
+    """
+    a, b = reference.astype(np.float64), result.astype(np.float64)
+    if not np.isfinite(b).all():
+        return None, None
+    scale = max(np.abs(a).max(initial=0), np.finfo(np.float32).tiny)
+    return float(np.abs(a - b).max(initial=0) / scale), _snr(a, a - b)
+
+
 def worst(*errors: Errors) -> Errors:
     """The largest errors, the least SNR, cosine and agreement of several comparisons."""
     ratios = [e.snr for e in errors if e.snr is not None]

@@ -8,7 +8,9 @@ from edgekd.config.schema import Config
 from edgekd.profile.targets import find
 
 
-def lower_precisions(config: Config, base: Path) -> list[str]:
-    """The precisions other than f32 that the configured targets compute in."""
-    found = {find(name, base).precision for name in config.profile.targets}
-    return sorted(found - {"f32"})
+def lower_precisions(config: Config, base: Path) -> list[tuple[str, str]]:
+    """The (runtime, precision) other than f32 that the configured targets compute in."""
+    targets = [find(name, base) for name in config.profile.targets]
+    return sorted(
+        {(runtime, t.precision) for t in targets for runtime in t.runtimes if t.precision != "f32"}
+    )

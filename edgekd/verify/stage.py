@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, get_args
 import numpy as np
 
 from edgekd.artifacts import write_bytes
+from edgekd.data.resolve import load as load_data
 from edgekd.distill.trainer import predict
 from edgekd.errors import StageError
 from edgekd.export.dimensions import dynamic_axes
 from edgekd.models import role as roles
 from edgekd.models.role import accuracy
 from edgekd.pipeline.stages import Context
-from edgekd.results import DeviceFileParity, Edge, Parity, Role, VerifyReport
+from edgekd.results import DeviceFileParity, Edge, LayerComparison, Parity, Role, VerifyReport
 from edgekd.statistics import wilson
 from edgekd.verify.device import RUNTIME, device_parity
 from edgekd.verify.edges import PYTORCH, Verifier, check_edges, tolerance_for, torch_outputs
 from edgekd.verify.examples import pick, within
 from edgekd.verify.inputs import FEW, cases
+from edgekd.verify.layers import compare_layers
 from edgekd.verify.parity import compare, worst
 from edgekd.verify.precisions import lower_precisions
 from edgekd.verify.sessions import open_session, outputs, runtimes_for
@@ -28,8 +30,13 @@ from edgekd.verify.sessions import open_session, outputs, runtimes_for
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekd.config.schema import Config
     from edgekd.data.resolve import Dataset
+    from edgekd.pipeline.run import Run
     from edgekd.profile.device.runtimes import Session
+
+# Whose activations are all kept in memory.
+_LAYER_SAMPLES = 8
 
 
 def run(context: Context) -> None:
@@ -112,6 +119,28 @@ def run(context: Context) -> None:
     np.savez_compressed(buffer, labels=labels, indices=dataset.test, **logits)  # type: ignore[arg-type]
     write_bytes(context.folder / "logits.npz", buffer.getvalue())
     _keep_examples(context, labels, logits)
+
+
+def layers(run: Run, config: Config, base: Path) -> list[LayerComparison]:
+    """Every file of the run against PyTorch, layer by layer, on a few test samples.
+
+    Raises StageError for a run without ONNX files, which know what tensor is whose.
+    """
+    dataset = load_data(config.data, config.data.seed, base)
+    x = dataset.tensor(dataset.test[:_LAYER_SAMPLES]).numpy()
+    found = []
+    for role in get_args(Role):
+        mine = [file for file in run.files if file.role == role]
+        whole = [file for file in mine if (file.format, file.variant) == ("onnx", "f32")]
+        if not whole:
+            raise StageError(
+                "only ONNX files tell what operator belongs to what module, and this run has none",
+                where=str(run.path),
+                fix="add onnx to export.formats",
+            )
+        module, onnx = roles.load(run, role, base), run.path / whole[0].path
+        found += [compare_layers(f, run.path, module, x, onnx, config.verify) for f in mine]
+    return found
 
 
 def _verifier(
