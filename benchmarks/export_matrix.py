@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ from edgekd.errors import EdgekdError
 from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.export.formats.openvino import compress
 from edgekd.models.network import NETWORKS
-from edgekd.profile.device.runtimes import RUNTIMES, Session, load
+from edgekd.profile.device.environment import describe
+from edgekd.profile.device.runtimes import RUNTIMES, Session
 from edgekd.quantize.backend import quantize
 from edgekd.quantize.recipes import Recipe
 from edgekd.results import InputSpec, ModelCard
 from edgekd.statistics import wilson
 from edgekd.verify.parity import compare
+from edgekd.verify.sessions import one_line, open_session, outputs
 
 RESULTS = Path(__file__).parent / "results"
 Inputs = dict[str, Tensor]
@@ -60,7 +62,7 @@ class Architecture:
     shape: tuple[int, ...]
     build: Callable[[], nn.Module]
     transformer: bool = False
-    epochs: int = 6
+    epochs: int = 4
     learning_rate: float = 2e-3
 
 
@@ -81,7 +83,7 @@ def _torchvision(name: str) -> Architecture:
         module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=10)
         return module
 
-    return Architecture(f"torchvision:{name}", (3, 64, 64), build, epochs=3)
+    return Architecture(f"torchvision:{name}", (3, 64, 64), build, epochs=2)
 
 
 def _timm(name: str, *, transformer: bool = False, **more: Any) -> Architecture:
@@ -93,7 +95,7 @@ def _timm(name: str, *, transformer: bool = False, **more: Any) -> Architecture:
         module: nn.Module = timm.create_model(name, num_classes=10, **more)
         return module
 
-    return Architecture(f"timm:{name}", (3, 64, 64), build, transformer, epochs=3)
+    return Architecture(f"timm:{name}", (3, 64, 64), build, transformer, epochs=2)
 
 
 SMALL = (1, 16, 16)
@@ -101,14 +103,14 @@ ARCHITECTURES = (
     _zoo("mlp", (64,)), _zoo("resnet20", SMALL), _zoo("wrn16-2", SMALL), _zoo("vgg8", SMALL),
     _zoo("mobilenetv2", SMALL), _zoo("shufflenetv1", SMALL), _zoo("shufflenetv2", SMALL),
     _zoo("efficientnet", SMALL), _zoo("convnext", SMALL), _zoo("vit", SMALL, transformer=True),
-    _zoo("dscnn", SMALL, epochs=20, learning_rate=5e-3), _zoo("conv1d", (1, 64)), _zoo("lstm", (1, 8, 8), epochs=20),
-    _zoo("gru", (1, 8, 8), epochs=20),
+    _zoo("dscnn", SMALL, epochs=20, learning_rate=5e-3), _zoo("conv1d", (1, 64), epochs=12),
+    _zoo("lstm", (1, 8, 8), epochs=20), _zoo("gru", (1, 8, 8), epochs=20),
     _zoo("bert", (), transformer=True, epochs=20, learning_rate=1e-3),
-    _torchvision("resnet18"), _torchvision("mobilenet_v3_small"), _torchvision("squeezenet1_1"),
-    _torchvision("mnasnet0_5"), _torchvision("regnet_x_400mf"), _torchvision("shufflenet_v2_x0_5"),
-    _timm("mobilevit_xxs"), _timm("edgenext_xx_small"), _timm("lcnet_050"),
-    _timm("efficientvit_b0"), _timm("repghostnet_050"),
-    _timm("deit_tiny_patch16_224", transformer=True, img_size=64, depth=4),
+    _torchvision("mobilenet_v3_small"), _torchvision("squeezenet1_1"), _timm("lcnet_050"),
+    _timm("mobilevit_xxs"), _timm("deit_tiny_patch16_224", transformer=True, img_size=64, depth=4),
+    _timm("repghostnet_050"), _torchvision("resnet18"), _torchvision("mnasnet0_5"),
+    _torchvision("shufflenet_v2_x0_5"), _timm("efficientvit_b0"), _timm("edgenext_xx_small"),
+    _torchvision("regnet_x_400mf"),
 )  # fmt: skip
 
 
@@ -205,7 +207,7 @@ def measure(arch: Architecture, folder: Path, limit: int | None = None) -> dict[
                     except EdgekdError as error:
                         cell["reason"] = str(error)
                     except Exception as error:
-                        cell["reason"] = _line(error)
+                        cell["reason"] = one_line(error)
                 cells.append(cell)
     return {
         "name": arch.name,
@@ -251,10 +253,14 @@ def _files(
             work(path)
             paths[format, variant] = path
         except Exception as error:
-            reasons[format, variant] = _line(error)
+            reasons[format, variant] = one_line(error)
 
     for format in _FORMATS:
-        make(format, "f32", lambda _, f=format: EXPORTERS.get(f)(source, folder, Export()))
+        make(
+            format,
+            "f32",
+            lambda _, f=format: EXPORTERS.get(f)(source, folder, Export(producer="onnx")),
+        )
         whole = folder / f"student{_SUFFIX[format]}"
         half = _half_onnx if format == "onnx" else compress
         make(format, "f16", lambda path, s=whole, h=half: h(s, path))
@@ -274,15 +280,12 @@ def _cell(
     path: Path, base: Path | None, runtime: str, variant: str, inputs: dict[str, np.ndarray],
     reference: np.ndarray, labels: np.ndarray,
 ) -> dict[str, Any]:  # fmt: skip
-    session = load(runtime, path, threads=1, precision="f32")
-    found = np.concatenate([session.run(batch)[0] for batch in _batches(inputs, 128)])
-    single = np.concatenate([session.run(x)[0] for x in _batches(_first(inputs, 8), 1)])
-    odd = session.run(_first(inputs, 7))[0]
-    errors = compare(reference, found.astype(np.float32), where=path.name)
-    apart = max(
-        compare(reference[: len(x)], x.astype(np.float32), where=path.name).max_relative
-        for x in (single, odd)
-    )
+    where = f"{path.name} in {runtime}"
+    session = open_session(runtime, path)
+    found = outputs(session, inputs, 128, where=where)
+    errors = compare(reference, found, where=where)
+    few = [outputs(session, _first(inputs, 8), batch, where=where) for batch in (1, 7)]
+    apart = max(compare(reference[:8], x, where=where).max_relative for x in few)
     error, tolerance = max(errors.max_relative, apart), _tolerance(variant)
     agreed = round(errors.agreement * len(labels))
     cell = {
@@ -296,7 +299,7 @@ def _cell(
         "passed": error <= tolerance,
     }
     if base is not None and variant != "f32":
-        one = load(runtime, base, threads=1, precision="f32")
+        one = open_session(runtime, base)
         cell["base_size"] = sum(
             p.stat().st_size for p in (base, base.with_suffix(".bin")) if p.is_file()
         )
@@ -338,32 +341,26 @@ def _first(inputs: dict[str, np.ndarray], count: int) -> dict[str, np.ndarray]:
     return {name: x[:count] for name, x in inputs.items()}
 
 
-def _batches(inputs: dict[str, np.ndarray], size: int) -> Iterator[dict[str, np.ndarray]]:
-    count = len(next(iter(inputs.values())))
-    for start in range(0, count, size):
-        yield {name: x[start : start + size] for name, x in inputs.items()}
-
-
-def _line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}"
-
-
 def importable(arch: Architecture) -> str | None:
     """None, or why the network's package cannot be imported."""
     try:
         arch.build()
     except ImportError as error:
-        return _line(error)
+        return one_line(error)
     return None
 
 
 def report(rows: list[dict[str, Any]]) -> str:
     """The result file: what holds for each kind of cell, then every cell."""
-    lines = [_HEAD.format(count=len(rows), versions=_versions()), ""]
-    lines += _summary(rows)
-    lines += ["", "## Every cell", "", "Error: max|Δlogit| / max|logit|, the worst of the test split, "
-              "of batch 1 and of batch 7. Size and speed: to the fp32 file of the same format, in the same runtime.", ""]  # fmt: skip
+    head = _HEAD.format(
+        count=len(rows),
+        samples=_CALIBRATION,
+        blocks=_BLOCKS,
+        machine=describe()["cpu_model"],
+        tolerances=", ".join(f"{_NAMES[v]} {_tolerance(v):g}" for v in _VARIANTS),
+        versions=_versions(),
+    )
+    lines = [head, "", *_summary(rows), "", "## Every cell", "", _EVERY, ""]
     lines += [
         "| network | PyTorch | file | runtime | error | SNR | same answer | accuracy | size | speed | |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -372,19 +369,25 @@ def report(rows: list[dict[str, Any]]) -> str:
         for cell in row["cells"]:
             if cell.get("possible", True):
                 lines.append(_row(row, cell))
-    lines += ["", "OpenVINO's IR in ONNX Runtime: ONNX Runtime does not open it (all networks, fp32, fp16 and INT8)."]  # fmt: skip
+    lines += ["", "IR in ONNX Runtime: it does not open it, for all networks and precisions."]
     return "\n".join(lines) + "\n"
 
 
+_EVERY = (
+    "Error: max|Δlogit| / max|logit|, the worst of the test split, of batch 1 and of batch 7. Size and "
+    "speed: to the fp32 file of the same format, in the same runtime."
+)
 _HEAD = """# Export matrix: {count} networks × formats × precisions × runtimes
 
     python benchmarks/export_matrix.py
 
 Trained shortly on the digits (seed 0; AdamW; 540 test images at the network's own input shape), so
-that answers and accuracy mean something; not tuned. fp16: ONNX computing in float16 (ONNX Runtime's
-converter), IR with float16 weights. INT8: NNCF, {calibration} calibration samples, preset mixed. One
-thread; speeds are medians of ratios of interleaved blocks at batch 1 on a machine that others used
-meanwhile. {{versions}}.""".replace("{calibration}", str(_CALIBRATION)).replace("{{", "{").replace("}}", "}")  # fmt: skip
+that answers and accuracy mean something; not tuned, and some have hardly begun to learn. fp16: ONNX
+computing in float16 (ONNX Runtime's converter), IR with float16 weights. IR made from ONNX. INT8:
+NNCF, {samples} calibration samples, preset mixed, SmoothQuant for transformers. One thread; speeds are
+medians of ratios of {blocks} interleaved pairs of blocks at batch 1, on a machine ({machine}) that
+others kept busy: below 1.2 × and above 0.8 × they say little.
+Tolerances: {tolerances} of the largest logit. {versions}."""
 
 
 def _versions() -> str:
@@ -427,10 +430,7 @@ def _summary(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-_NAMES = {
-    "onnx": "ONNX", "openvino": "IR", "f32": "fp32", "f16": "fp16", "int8": "INT8",
-    "onnxruntime": "ONNX Runtime",
-}  # fmt: skip
+_NAMES = {"onnx": "ONNX", "openvino": "IR", "f32": "fp32", "f16": "fp16", "int8": "INT8"}
 _RUNTIME_NAMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
 
@@ -439,11 +439,16 @@ def _times(values: list[float]) -> str:
 
 
 def _row(row: dict[str, Any], cell: dict[str, Any]) -> str:
-    start = f"| {row['name']} | {row['accuracy']:.1%} | {_NAMES[cell['format']]} {_NAMES[cell['variant']]} | {_RUNTIME_NAMES[cell['runtime']]} "  # fmt: skip
+    start = (
+        f"| {row['name']} | {row['accuracy']:.1%} | {_NAMES[cell['format']]} {_NAMES[cell['variant']]} "
+        f"| {_RUNTIME_NAMES[cell['runtime']]} "
+    )
     if "error" not in cell:
         return f"{start}| – | – | – | – | – | – | {cell['reason']} |"
     low, high = cell["agreement_interval"]
-    size = f"{cell['size'] / cell['base_size']:.2f} ×" if "base_size" in cell else f"{cell['size'] / 1024:,.0f} KiB"  # fmt: skip
+    size = f"{cell['size'] / 1024:,.0f} KiB"
+    if "base_size" in cell:
+        size = f"{cell['size'] / cell['base_size']:.2f} ×"
     speed = f"{cell['speed']:.2f} ×" if "speed" in cell else "1"
     snr = "∞" if cell["snr"] is None else f"{cell['snr']:.0f} dB"
     return (
@@ -454,7 +459,7 @@ def _row(row: dict[str, Any], cell: dict[str, Any]) -> str:
 
 def main() -> None:
     """Measure what is not in the results yet, and write them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n\n")[0])
     parser.add_argument("--only", nargs="*", help="names of networks")
     parser.add_argument("--report", action="store_true", help="only write the table again")
     options = parser.parse_args()
@@ -474,11 +479,8 @@ def main() -> None:
         rows.append(row)
         with kept.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(
-            f"{row['name']}: {row['accuracy']:.1%}, trained in {row['train_seconds']} s, "
-            f"all in {row['seconds']} s, {[c['reason'] for c in row['cells'] if 'reason' in c and c.get('possible', True)]}",  # fmt: skip
-            flush=True,
-        )
+        failed = [c["reason"] for c in row["cells"] if "reason" in c and c.get("possible", True)]
+        print(f"{row['name']}: {row['accuracy']:.1%}, {row['seconds']} s, {failed}", flush=True)
     order = {arch.name: position for position, arch in enumerate(ARCHITECTURES)}
     rows.sort(key=lambda row: order.get(row["name"], len(order)))
     (RESULTS / "export_matrix.md").write_text(report(rows))

@@ -264,7 +264,7 @@ class Layer(Record):
         """The module, and whose weights it has where that is another."""
         owner = (self.weights or "").rpartition(".")[0]
         name = self.module or "the model's output"
-        return f"{name} (with {owner})" if owner and owner != self.module else name
+        return f"{name} (weights of {owner})" if owner and owner != self.module else name
 
 
 class LayerComparison(Record):

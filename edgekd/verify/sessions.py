@@ -54,13 +54,18 @@ def outputs(session: Session, x: Inputs, batch: int, *, where: str) -> np.ndarra
     for start in range(0, count, batch):
         chunk = {name: values[start : start + batch] for name, values in named.items()}
         feed = chunk if isinstance(x, dict) else chunk[""]
+        size = len(next(iter(chunk.values())))
         try:
-            chunks.append(session.run(feed)[0])
+            found = session.run(feed)[0]
+            # OpenVINO may take inputs of a shape that the file does not, and give nothing.
+            if found.ndim == 0 or len(found) != size:
+                raise RuntimeError(f"the output has the shape {found.shape}")
         except Exception as error:
             shapes = ", ".join(str(values.shape) for values in chunk.values())
             raise StageError(
                 f"fails for inputs of shape {shapes}: {one_line(error)}", where=where
             ) from None
+        chunks.append(found)
     return np.concatenate(chunks).astype(np.float32, copy=False)
 
 
