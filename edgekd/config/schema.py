@@ -189,6 +189,8 @@ class Distill(Training):
 
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 FreeAxis = Literal["batch", "height", "width", "length", "sequence"]
+Dynamic = list[FreeAxis] | dict[str, list[AxisName | None]]
+_BATCH_ONLY: Dynamic = ["batch"]
 
 
 class Export(Section):
@@ -198,8 +200,8 @@ class Export(Section):
     opset: int | None = Field(
         None, ge=18, le=24, description="ONNX opset; null: the exporter's choice."
     )
-    dynamic: list[FreeAxis] | dict[str, list[AxisName | None]] = Field(
-        ["batch"],
+    dynamic: Dynamic = Field(
+        _BATCH_ONLY,
         description="Sizes of the inputs that stay free; the batch always does. A list of names, or by "
         "input the name of every size, null where it is fixed: {input: [batch, null, height, width]}.",
     )

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-# As a share of the largest output: float32 sums in another order differ by less.
-CLOSE = 1e-5
+# As a share of the largest output: float32 sums in another order differ by less, also in deep networks
+# (3e-5 in an untrained ResNet-50); another function by far more.
+CLOSE = 1e-4
 
 
 def reference(module: nn.Module, inputs: Mapping[str, Tensor]) -> list[np.ndarray]:

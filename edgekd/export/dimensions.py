@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.config.schema import Export
 from edgekd.errors import StageError, UsageError
-from edgekd.export.agreement import difference, onnx_outputs, reference
+from edgekd.export.agreement import CLOSE, difference, onnx_outputs, reference
 from edgekd.export.exporter import Source
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-# As a share of the largest output: another function is off by far more than float32 rounding.
-FREE_SIZES = 1e-4
 # Which axis of an input of which rank a name means: (n, c, height, width), (n, c, length),
 # (n, sequence) and (n, sequence, features).
 _AXES: dict[str, dict[int, int]] = {
@@ -69,6 +67,15 @@ def named_shapes(inputs: Mapping[str, Tensor], config: Export) -> tuple[dict[int
     return tuple({axis: sizes[name] for axis, name in axes[key].items()} for key in inputs)
 
 
+def larger(inputs: Mapping[str, Tensor], config: Export) -> dict[str, Tensor]:
+    """The inputs with every free size doubled: real data, repeated."""
+    axes = dynamic_axes(inputs, config)
+    return {
+        name: x.repeat(*(2 if axis in axes[name] else 1 for axis in range(x.ndim)))
+        for name, x in inputs.items()
+    }
+
+
 def check_free(model: Path, source: Source, config: Export) -> None:
     """Feed the ONNX file twice the example's free sizes, as real data repeated, beside PyTorch.
 
@@ -80,13 +87,10 @@ def check_free(model: Path, source: Source, config: Export) -> None:
     where, fix = f"export.dynamic ({names})", "take the sizes that must stay out of export.dynamic"
     if set(names.split(", ")) == {"batch"}:
         return
-    larger = {
-        name: x.repeat(*(2 if axis in axes[name] else 1 for axis in range(x.ndim)))
-        for name, x in source.inputs.items()
-    }
-    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in larger.items())
+    doubled = larger(source.inputs, config)
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in doubled.items())
     try:
-        expected = reference(source.module, larger)
+        expected = reference(source.module, doubled)
     except Exception as error:
         raise UsageError(
             f"the {source.card.role} itself takes no other sizes: {type(error).__name__} for {shapes}",
@@ -95,14 +99,14 @@ def check_free(model: Path, source: Source, config: Export) -> None:
         ) from None
     try:
         gap = difference(
-            expected, onnx_outputs(model, {name: x.numpy() for name, x in larger.items()})
+            expected, onnx_outputs(model, {name: x.numpy() for name, x in doubled.items()})
         )
     except Exception as error:
         line = str(error).strip().splitlines()[0][:200]
         raise StageError(
             f"the ONNX file fails for {shapes}: {line}", where=where, fix=fix
         ) from None
-    if gap > FREE_SIZES:
+    if gap > CLOSE:
         raise StageError(
             f"the ONNX file's outputs for {shapes} differ from PyTorch's by {gap:.1e} of the largest",
             where=where,

@@ -65,6 +65,7 @@ def explain(error: BaseException, module: nn.Module) -> Failure:
     """Find the user's part in what PyTorch or its ONNX exporter raised for `module`."""
     chain = list(_chain(error))
     node = _innermost_node(chain)
+    operator: str | None
     if node is not None:
         operator, where, line = str(node.target), _node_module(node, module), _node_line(node)
     else:
@@ -79,8 +80,8 @@ def explain(error: BaseException, module: nn.Module) -> Failure:
         return Failure(
             f"{operator}: {reason}" if operator else reason, operator, where, line, advice
         )
-    reason, advice = known
-    return Failure(f"{operator}: {reason}" if operator else reason, operator, where, line, advice)
+    reason, what = known
+    return Failure(f"{operator}: {reason}" if operator else reason, operator, where, line, what)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

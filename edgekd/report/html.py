@@ -26,7 +26,7 @@ from edgekd.report.edges import edge_batches, edge_rows
 from edgekd.report.examples import Example, examples
 from edgekd.report.page import page
 from edgekd.report.plots import Plot
-from edgekd.results import Epoch, History, Measurement, Parity, Role
+from edgekd.results import DeviceFileParity, Epoch, History, Measurement, Parity, Role
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +90,8 @@ def render(run: Run) -> str:
         edges=edge_rows(contents.verify),
         edge_batches=edge_batches(contents.verify),
         parity_notes=contents.verify.notes if contents.verify else (),
+        device=_device(contents),
+        produced=tuple(file for file in contents.files if file.producer),
         parity_sentence=checks.parity_sentence(contents.verify) if contents.verify else None,
         environments=_environments(contents),
         stages=contents.stages,
@@ -293,6 +295,21 @@ def _parity(contents: Contents) -> tuple[tuple[Parity, Mapping[str, str]], ...]:
             },
         )
         for p in files
+    )
+
+
+def _device(contents: Contents) -> tuple[tuple[DeviceFileParity, Mapping[str, str]], ...]:
+    return tuple(
+        (
+            p,
+            {
+                "max_error": "–" if p.max_error is None else f"{p.max_error:.2e}",
+                "tolerance": f"{p.tolerance:.2g}",
+                "agreement": figure_text(p.agreement, "share"),
+                "accuracy": figure_text(p.accuracy.value, "share"),
+            },
+        )
+        for p in (contents.verify.device if contents.verify else ())
     )
 
 

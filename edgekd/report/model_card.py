@@ -50,6 +50,10 @@ def render(contents: Contents) -> str:
         recipe=_code(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)),
         command=_code(contents.manifest.command),
         files=[_file(contents, file) for file in contents.files if file.role == "student"],
+        device=[
+            (p, contents.digest(p.path) or "unknown")
+            for p in (contents.verify.device if contents.verify else ())
+        ],
         measured=[
             (
                 m,

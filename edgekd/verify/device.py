@@ -68,4 +68,5 @@ def _inputs(file: DeviceFile, dataset: Dataset, indices: np.ndarray) -> np.ndarr
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
     powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+    shares: np.ndarray = powers / powers.sum(1, keepdims=True)
+    return shares

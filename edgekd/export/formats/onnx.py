@@ -18,6 +18,7 @@ from edgekd.export.simplify import simplify
 from edgekd.export.trace import trace
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
 # protobuf cannot hold a message of 2 GiB or more.
@@ -115,8 +116,8 @@ def _save(program: torch.onnx.ONNXProgram, source: Source, path: Path, config: E
     )
 
 
-def save_onnx(model: object, path: Path, *, external: bool) -> None:
-    """Write an `onnx.ModelProto`; with `external` its weights go to PATH.data."""
+def save_onnx(model: onnx.ModelProto, path: Path, *, external: bool) -> None:
+    """Write the model; with `external` its weights go to PATH.data."""
     import onnx
 
     onnx.save_model(
@@ -125,7 +126,8 @@ def save_onnx(model: object, path: Path, *, external: bool) -> None:
         save_as_external_data=external,
         all_tensors_to_one_file=True,
         location=f"{path.name}.data",
-        size_threshold=0,
+        # Shapes and axes stay inside: ONNX Runtime reads them before it opens other files.
+        size_threshold=1024,
     )
 
 
