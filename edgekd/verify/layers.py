@@ -62,11 +62,11 @@ def compare_layers(
         a, b = expected[place.module], found.get(place.tensor)
         if b is None or a.shape != b.shape:
             continue
-        error, snr = relative(a, b)
+        largest, snr = relative(a, b)
         layers.append(
             Layer(
                 module=place.module, type=place.type, weights=place.weights, tensor=place.tensor,
-                shape=a.shape[1:], max_error=error, snr=snr,
+                shape=a.shape[1:], max_error=largest, snr=snr,
             )
         )  # fmt: skip
     note = "" if layers else _NO_LAYERS
@@ -137,8 +137,8 @@ def places(path: Path) -> list[Place]:
         if len(tensors) == 1:
             position, name = tensors[0]
             node = graph.node[position]
-            read = [w for w in node.input if w in weights and w.endswith("weight")]
-            found[name] = position, Place(module, name, node.op_type, next(iter(read), None))
+            own = [w for w in node.input if w in weights and w.endswith("weight")]
+            found[name] = position, Place(module, name, node.op_type, next(iter(own), None))
     return [place for _, place in sorted(found.values(), key=lambda entry: entry[0])]
 
 

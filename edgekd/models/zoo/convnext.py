@@ -39,8 +39,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) in and out."""
-        y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
-        y = self.scale * self.down(self.act(self.up(y)))
+        wide = self.act(self.up(self.norm(self.depthwise(x).permute(0, 2, 3, 1))))
+        y: Tensor = self.scale * self.down(wide)
         return x + y.permute(0, 3, 1, 2)
 
 

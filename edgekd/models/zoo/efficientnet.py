@@ -27,7 +27,9 @@ class SqueezeExcitation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, channels, h, w) in and out."""
-        return x * self.expand(self.act(self.reduce(x.mean((2, 3), keepdim=True)))).sigmoid()
+        squeezed = self.act(self.reduce(x.mean((2, 3), keepdim=True)))
+        gate: Tensor = self.expand(squeezed).sigmoid()
+        return x * gate
 
 
 class MBConv(nn.Module):
