@@ -5,8 +5,8 @@
 
 Real files in a real runtime on this machine, as it is or beside a process that keeps one core busy:
 - A/A: the same file as baseline and candidate;
-- A/B+N: a candidate with a detour through N extra channels, a few per cent more work. How much slower it
-  really is, is established over a long run first.
+- A/B+N: a candidate with a detour through N extra channels (0: one 1×1 convolution), a few per cent more
+  work. How much slower it really is, is established over a long run first.
 Against the rule that people use today: each model once, its median, fail above +5 %.
 Every gate is one line of results/gate_power.jsonl; a run cut short goes on where it was, and counts the
 gates of its own kind of CPU only. The table is made from these lines. The power curve replays the launches
@@ -137,7 +137,7 @@ class Slower(nn.Module):
         self.detour = nn.Sequential(
             nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, padding=1),
             nn.Conv2d(channels, 3, 1),
-        )  # fmt: skip
+        ) if channels else nn.Conv2d(3, 3, 1)  # fmt: skip
         self.net = net
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

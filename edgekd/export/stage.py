@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
 import numpy as np
 
 from edgekd.artifacts import sha256_file
+from edgekd.config.schema import Export
+from edgekd.errors import StageError
 from edgekd.export.device import device_files
 from edgekd.export.exporter import EXPORTERS, Exported, Source
 from edgekd.export.formats.openvino import compress
@@ -28,32 +30,47 @@ def run(context: Context) -> None:
     example = dataset.tensor(np.resize(dataset.train, _SAMPLES))
     files: list[ExportedFile] = []
     pairs = [(role, format) for role in get_args(Role) for format in config.formats]
-    with (
-        tempfile.TemporaryDirectory(dir=context.folder, prefix=".onnx-") as scratch,
-        context.progress.task("export", len(pairs)) as task,
-    ):
+    with context.progress.task("export", len(pairs)) as task:
         for role in get_args(Role):
             module = roles.load(context.run, role, context.base)
             card = context.run.card(role)
             weights = sha256_file(context.run.path / role / "model.safetensors")
-            onnx_folder = context.folder if "onnx" in config.formats else Path(scratch)
-            onnx = onnx_folder / f"{role}.onnx"
+            onnx = context.folder / f"{role}.onnx"
             source = Source(module, card, example, onnx, weights=weights)
-            # ONNX first: the other formats are made from it.
-            for format in dict.fromkeys(["onnx", *config.formats]):
-                started = time.monotonic()
-                folder = onnx_folder if format == "onnx" else context.folder
-                exported = EXPORTERS.get(format)(source, folder, config)
-                if format not in config.formats:
-                    continue
+            for format, exported, seconds in _exported(source, context.folder, config):
+                files.append(_record(exported, role, format, seconds))
                 task.advance(file=exported.path.name)
-                files.append(_record(exported, role, format, time.monotonic() - started))
     if config.weights == "f16":
         started = time.monotonic()
         half = compress(context.folder / "student.xml", context.folder / "student-f16.xml")
         files.append(_record(half, "student", "openvino", time.monotonic() - started, "f16"))
     device = device_files(files, config, dataset.input, dataset.inputs.dtype.name, context.folder)
     ExportReport(files=tuple(files), device=device).write(context.folder / "export.json")
+
+
+def _exported(
+    source: Source, folder: Path, config: Export
+) -> Iterator[tuple[str, Exported, float]]:
+    """Every configured format, what was written and in how many seconds."""
+    refused: StageError | None = None
+    # ONNX first: the other formats are made from it.
+    for format in dict.fromkeys(["onnx", *config.formats]):
+        started = time.monotonic()
+        try:
+            exported = EXPORTERS.get(format)(source, folder, config)
+        except StageError as error:
+            if refused is not None:
+                raise refused from None  # which says more: operator, module and line
+            if format in config.formats:
+                raise
+            # OpenVINO may take from PyTorch what ONNX has no operators for.
+            refused = error
+            continue
+        if format in config.formats:
+            yield format, exported, time.monotonic() - started
+    if "onnx" not in config.formats:
+        for part in (source.onnx, source.onnx.with_name(f"{source.onnx.name}.data")):
+            part.unlink(missing_ok=True)
 
 
 def _record(

@@ -4,11 +4,15 @@ import inspect
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from edgekd.config.schema import Export
 from edgekd.errors import StageError, UsageError
+from edgekd.export import stage
 from edgekd.export.exporter import EXPORTERS
+from edgekd.profile.device.runtimes import load
 from tests.export import user_models
 from tests.export.test_formats import network, source
 
@@ -55,6 +59,30 @@ def test_a_network_that_fails_itself_says_so_with_its_line(tmp_path):
     error = refused(user_models.Broken(), tmp_path)
     assert "blocks.1 (Broken)" in error.where
     assert line(user_models.Broken.forward, "x @") in error.where
+
+
+def test_what_onnx_has_not_but_openvino_has_is_exported_to_openvino_alone(tmp_path):
+    given = source(user_models.Net(user_models.Inverse()), tmp_path)
+    config = Export(formats=["openvino"])
+    ((format, made, _),) = stage._exported(given, tmp_path, config)
+    assert (format, made.producer) == ("openvino", "openvino from PyTorch")
+    assert made.notes == ("from PyTorch: from ONNX it fails: there is no ONNX file of it",)
+    session = load("openvino", made.path, threads=1, precision="f32")
+    inputs = torch.randn(5, 1, 8, 8)
+    with torch.inference_mode():
+        assert np.abs(session.run(inputs.numpy())[0] - given.module(inputs).numpy()).max() < 1e-3
+    with pytest.raises(StageError, match="linalg_inv"):
+        list(stage._exported(given, tmp_path, Export()))
+
+
+def test_openvino_alone_takes_no_control_flow_either(tmp_path):
+    """TorchScript, through which OpenVINO reads a module, would keep one branch and only warn."""
+    given = source(user_models.Net(user_models.Branches()), tmp_path)
+    with pytest.raises(StageError, match=r"values of a tensor") as caught:
+        list(stage._exported(given, tmp_path, Export(formats=["openvino"])))
+    assert line(user_models.Branches.forward, "if x.sum()") in caught.value.where
+    assert not (tmp_path / "student.xml").exists()
+    assert "may do something else for other inputs" in (tmp_path / "student.xml.log").read_text()
 
 
 def test_a_network_for_one_batch_size_is_refused(tmp_path):

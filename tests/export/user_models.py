@@ -16,6 +16,14 @@ class SingularValues(nn.Module):
         return torch.linalg.svdvals(x.reshape(-1, 8, 8))
 
 
+class Inverse(nn.Module):
+    """ONNX has no operator for it, OpenVINO has."""
+
+    def forward(self, x):
+        y = x.reshape(-1, 8, 8)
+        return torch.linalg.inv(y @ y.transpose(1, 2) + torch.eye(8)).flatten(1)
+
+
 class Broken(nn.Module):
     def forward(self, x):
         return x @ torch.zeros(3, 3)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,8 @@ def _executed(compiled: Any) -> list[str]:
 def _from_onnx(source: Source, config: Export) -> Any:
     import openvino
 
+    if not source.onnx.is_file():
+        raise ValueError("there is no ONNX file of it")
     return openvino.convert_model(source.onnx)
 
 
@@ -208,6 +211,7 @@ def _from_pytorch(source: Source, config: Export) -> Any:
     too, the graph is the same but for reshapes, and the conversion two to four times as slow.
     """
     import openvino
+    import torch
 
     axes = dynamic_axes(source.inputs, config)
     free = [
@@ -215,11 +219,19 @@ def _from_pytorch(source: Source, config: Export) -> Any:
         for name, x in source.inputs.items()
     ]
     example = tuple(source.inputs.values())
-    model = openvino.convert_model(
-        source.module,
-        example_input=example if len(example) > 1 else example[0],
-        input=[openvino.PartialShape(sizes) for sizes in free],
-    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", torch.jit.TracerWarning)
+        model = openvino.convert_model(
+            source.module,
+            example_input=example if len(example) > 1 else example[0],
+            input=[openvino.PartialShape(sizes) for sizes in free],
+        )
+    doubts = [w for w in said if issubclass(w.category, torch.jit.TracerWarning)]
+    if doubts:
+        # TorchScript only warns where it makes a constant of what depends on the inputs.
+        raise ValueError(
+            f"{doubts[0].filename}:{doubts[0].lineno} may do something else for other inputs"
+        )
     for port, name in zip(model.inputs, source.inputs, strict=True):
         port.get_tensor().set_names({name})
     for port, name in zip(model.outputs, source.outputs, strict=True):
