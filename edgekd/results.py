@@ -123,6 +123,8 @@ class ExportedFile(Record):
     opset: int | None = None
     producer: str | None = None
     notes: tuple[str, ...] = ()
+    # INT8 only: its weights were trained further, so that parity is with what that has made.
+    trained: bool = False
 
     @property
     def name(self) -> str:
@@ -156,6 +158,85 @@ class Calibration(Record):
     recipe: dict[str, object]
     samples: tuple[int, ...]
     reduced_range: bool
+    signed: bool = False
+
+
+class LayerSensitivity(Record):
+    """What the quantization of one layer alone does to the student's logits.
+
+    `snr` in dB against the float32 student (None: nothing), `teacher_kl` how much further from the
+    teacher's answers in nats (mean KL), `agreement` the share of equal top-1 answers.
+    """
+
+    layer: str
+    snr: float | None
+    teacher_kl: float
+    agreement: float
+    samples: int
+
+
+class TradeOff(Record):
+    """One point of the curve: these layers in float32 give this accuracy on the validation split.
+
+    `drop` is a share; `size` in bytes, of the ONNX file.
+    """
+
+    layers: tuple[str, ...]
+    accuracy: float
+    drop: float
+    size: int
+    holds: bool
+
+
+class AccuracyAware(Record):
+    """How `quantize.max_drop` was reached, or not: the layers in float32, the most sensitive first."""
+
+    max_drop: float
+    holds: bool
+    reverted: tuple[str, ...]
+    sensitivity: tuple[LayerSensitivity, ...]
+    curve: tuple[TradeOff, ...]
+
+
+class LayerSpeed(Record):
+    """Time of the file without this layer's quantization, as a share of the time with it."""
+
+    layer: str
+    ratio: float
+    reverted: bool
+
+
+class SpeedAware(Record):
+    """Which layers of one format's file INT8 slows down, by measurements on this machine."""
+
+    format: str
+    target: str
+    layers: tuple[LayerSpeed, ...]
+
+
+class QatParity(Record):
+    """An INT8 file against the fake-quantized PyTorch model it was made from."""
+
+    format: str
+    runtime: str
+    samples: int
+    max_error: float
+    snr: float | None
+    agreement: float
+
+
+class QatReport(Record):
+    """Training with fake quantization: accuracies (shares) on the validation split, in PyTorch.
+
+    `validation_f32` is the student's, `validation_before` and `validation_after` the fake-quantized
+    one's.
+    """
+
+    history: History
+    validation_f32: float
+    validation_before: float
+    validation_after: float
+    parity: tuple[QatParity, ...] = ()
 
 
 class QuantizeReport(Record):
@@ -164,6 +245,9 @@ class QuantizeReport(Record):
     files: tuple[ExportedFile, ...]
     calibration: Calibration | None
     device: tuple[DeviceFile, ...] = ()
+    qat: QatReport | None = None
+    accuracy_aware: AccuracyAware | None = None
+    speed_aware: tuple[SpeedAware, ...] = ()
 
 
 class Parity(Record):

@@ -254,14 +254,37 @@ class Export(Section):
         return self
 
 
+class Qat(Training):
+    """Training with fake quantization, with the loss and the teacher's answers of `distill`."""
+
+    epochs: int = Field(3, ge=1, le=100_000)
+    learning_rate: Positive = Field(
+        0.002, description="Peak learning rate; a tenth of the student's or less."
+    )
+    weight_decay: NonNegative = 0.0
+
+
 class Quantize(Section):
     """INT8 versions of the student's files, calibrated on the training split."""
 
     recipe: str = Field("default", description="A file of calibration/, shipped or your own.")
+    qat: Qat | None = Field(
+        None,
+        description="Distillation-aware training with fake quantization, after which both INT8 files "
+        "are one function; null: quantize what distill has trained.",
+    )
     max_drop: str | None = Field(
         None,
         description='Such as "0.3 points": keep the most sensitive layers in float32 until accuracy '
         "on the validation split falls by no more; null: quantize every layer that can be.",
+    )
+    max_evaluations: int = Field(
+        12, ge=1, le=1000, description="With max_drop: the most accuracies that are measured."
+    )
+    speed_aware: bool = Field(
+        False,
+        description="Leave layers in float32 that INT8 slows down, by short measurements of every layer; "
+        "where a target is this machine.",
     )
 
     @field_validator("max_drop")
@@ -270,6 +293,14 @@ class Quantize(Section):
         if value is not None:
             units.parse(value, "points")
         return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Quantize:
+        if self.qat is not None and (self.max_drop is not None or self.speed_aware):
+            raise ValueError(
+                "qat trains every layer in INT8; it goes without max_drop and speed_aware"
+            )
+        return self
 
     @property
     def max_drop_share(self) -> float | None:

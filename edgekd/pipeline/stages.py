@@ -139,15 +139,28 @@ def _export(config: Config, base: Path) -> dict[str, Any]:
 
 
 def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
+    from edgekd.profile.targets import find
     from edgekd.quantize.recipes import RECIPES
 
     if config.quantize is None:
         return None
+    settings = config.quantize
+    targets = [find(name, base) for name in config.profile.targets]
     return {
-        "quantize": config.quantize.model_dump(mode="json"),
-        "recipe": RECIPES.find(config.quantize.recipe, base).model_dump(mode="json"),
+        "quantize": settings.model_dump(mode="json", exclude={"qat"}),
+        "recipe": RECIPES.find(settings.recipe, base).model_dump(mode="json"),
         "data": data_part(config, base),
         "nncf": _installed("nncf"),
+        "onnxruntime": _installed("onnxruntime"),
+        # Of which CPU the 8-bit types are, and where layers are timed.
+        "targets": [
+            target.model_dump(
+                mode="json", include={"transport", "arch", "isa", "threads", "precision"}
+            )
+            for target in targets
+        ],
+        "qat": settings.qat
+        and {"train": _training(settings.qat), "distill": _training(config.distill)},
     }
 
 

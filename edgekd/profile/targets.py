@@ -182,6 +182,11 @@ class Target(Section):
         False, description="Not the real device: its figures are labelled so. QEMU is noticed."
     )
     arch: Name | None = Field(None, description="As `uname -m` says: aarch64, x86_64; checked.")
+    isa: list[Name] | None = Field(
+        None,
+        description="What its CPU has for INT8: avx2, avx_vnni, avx512_vnni, amx_int8, asimddp, i8mm; null: "
+        "this machine's for transport local, else unknown. Quantization goes by it.",
+    )
     cores: int | None = Field(None, ge=1, le=4096, description="For `edgekd targets check`.")
     memory: str | None = Field(None, description='"4 GiB"; for `edgekd targets check`.')
     limits: Limits | None = Field(None, description="A smaller device, emulated on this one.")

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 PYTORCH = "PyTorch"
+# The student after training with fake quantization; of it only the answers on the test split are kept.
+RETRAINED = "PyTorch, trained in INT8"
 _PRECISIONS = ("f16", "bf16")
 # Constant and huge inputs make more of rounding, in every runtime: what they are there to find,
 # such as another padding or an overflow, is far larger.
@@ -44,12 +46,19 @@ class Verifier:
     notes: list[str] = field(default_factory=list)
     _known: dict[tuple[str, str, str], np.ndarray | str] = field(default_factory=dict)
 
-    def give(self, name: str, computed_by: str, logits: np.ndarray, single: np.ndarray) -> None:
-        """Logits that are known already: of the first samples, and of a few one by one."""
+    def know(self, model: str, role: Role, logits: np.ndarray) -> None:
+        """The answers (n, classes) of a PyTorch model to the samples that all cases are made of."""
+        for case in self.cases:
+            if case.name.startswith("batch "):
+                shape = (len(case.x), logits.shape[1])
+                self._known[model, role, case.name] = np.resize(logits, shape)
+
+    def give(self, path: str, computed_by: str, logits: np.ndarray, single: np.ndarray) -> None:
+        """What a file gives is known already: for the first samples, and for a few one by one."""
         largest = self.cases[0]
         if len(logits) >= len(largest.x):
-            self._known[name, computed_by, largest.name] = logits[: len(largest.x)]
-        self._known[name, computed_by, "batch 1"] = single
+            self._known[path, computed_by, largest.name] = logits[: len(largest.x)]
+        self._known[path, computed_by, "batch 1"] = single
 
     def edges(self, file: ExportedFile, precisions: Iterable[tuple[str, str]] = ()) -> list[Edge]:
         """Every comparison of one file.
@@ -58,17 +67,18 @@ class Verifier:
         in others that open it, and in `precisions` (runtime, precision), with PyTorch.
         """
         own = runtimes_for(file.format)
+        model = RETRAINED if file.trained else PYTORCH
         found = []
         for runtime in runtimes_for(file.format, all=True):
             session = open_session(runtime, self.root / file.path)
-            found.append(self._edge(file, runtime, session, PYTORCH))
+            found.append(self._edge(file, runtime, session, model))
             source = source_of(file, self.files)
             if source is not None and runtime in own:
                 found.append(self._edge(file, runtime, session, source))
         for runtime, precision in precisions:
             lower = self._lower(file, runtime, precision) if runtime in own else None
             if lower is not None:
-                found.append(self._edge(file, runtime, lower, PYTORCH))
+                found.append(self._edge(file, runtime, lower, model))
         return found
 
     def _lower(self, file: ExportedFile, runtime: str, precision: str) -> Session | None:
@@ -89,7 +99,7 @@ class Verifier:
             reference = self._reference(file.role, source, case)
             found = self._found(file, runtime, session, case)
             judged = tolerance if case.real else _EXTREME * tolerance if exact else None
-            made_of = "PyTorch" if source == PYTORCH else "the file it was made from"
+            made_of = source if isinstance(source, str) else "the file it was made from"
             result = judge(case, reference, found, judged, scale=scale, source=made_of)
             results.append(result)
             if scale == 0 and isinstance(reference, np.ndarray):
@@ -113,8 +123,10 @@ class Verifier:
                 session = open_session(runtime, self.root / source.path)
                 self._found(source, runtime, session, case)
             return self._known[key]
-        key = (PYTORCH, role, case.name)
+        key = (source, role, case.name)
         if key not in self._known:
+            if source == RETRAINED:
+                return "not computed: of the model trained in INT8 only test answers are kept"
             try:
                 self._known[key] = self.module(role, case.x)
             except Exception as error:
@@ -185,7 +197,9 @@ def _told(case: Case, tolerance: float | None, passed: bool, note: str) -> Input
 
 
 def source_of(file: ExportedFile, files: Iterable[ExportedFile]) -> ExportedFile | None:
-    """The file that this one was made from; None for those straight from PyTorch."""
+    """The float32 file that this one was made from; None for those straight from PyTorch."""
+    if file.trained:
+        return None
     for other in files:
         if other.role != file.role or other.variant != "f32" or other.path == file.path:
             continue

@@ -19,7 +19,14 @@ from edgekd.pipeline.stages import Context
 from edgekd.results import DeviceFileParity, Edge, LayerComparison, Parity, Role, VerifyReport
 from edgekd.statistics import wilson
 from edgekd.verify.device import RUNTIME, device_parity
-from edgekd.verify.edges import PYTORCH, Verifier, check_edges, tolerance_for, torch_outputs
+from edgekd.verify.edges import (
+    PYTORCH,
+    RETRAINED,
+    Verifier,
+    check_edges,
+    tolerance_for,
+    torch_outputs,
+)
 from edgekd.verify.examples import pick, within
 from edgekd.verify.inputs import FEW, cases
 from edgekd.verify.layers import compare_layers
@@ -56,6 +63,9 @@ def run(context: Context) -> None:
     logits = {f"pytorch/{role}": value for role, value in torch_logits.items()}
     verifier = _verifier(context, modules, torch_logits)
     precisions = lower_precisions(context.config, context.base)
+    trained = _trained(context) if any(file.trained for file in files) else np.empty(0)
+    if len(trained):
+        verifier.know(RETRAINED, "student", trained[: settings.samples])
     results: list[Parity] = []
     edges: list[Edge] = []
     with context.progress.task("verify", len(files)) as task:
@@ -65,7 +75,7 @@ def run(context: Context) -> None:
                 where = f"{file.path} in {runtime}"
                 answer = _logits(session, dataset, dataset.test, max(settings.batches), where)
                 logits[f"{runtime}/{file.name}"] = answer
-                reference = torch_logits[file.role]
+                reference = trained if file.trained else torch_logits[file.role]
                 tolerance = tolerance_for(settings, file.variant, session.precision)
                 sample = min(settings.samples, len(labels))
                 few = dataset.test[:sample][:FEW]
@@ -158,7 +168,7 @@ def _verifier(
         cases(samples, settings.batches, free),
     )
     for role, value in torch_logits.items():
-        verifier.give(PYTORCH, role, value, value[: settings.samples][:FEW])
+        verifier.know(PYTORCH, role, value[: settings.samples])
     return verifier
 
 
@@ -171,6 +181,13 @@ def _keep_examples(context: Context, labels: np.ndarray, logits: dict[str, np.nd
     inputs = dataset.inputs[dataset.test[positions]]
     np.savez_compressed(buffer, positions=positions, inputs=inputs)
     write_bytes(context.folder / "examples.npz", buffer.getvalue())
+
+
+def _trained(context: Context) -> np.ndarray:
+    """The answers of the student that was trained further with fake quantization."""
+    with np.load(context.run.path / "quantized/trained.npz", allow_pickle=False) as arrays:
+        logits: np.ndarray = arrays["logits"]
+    return logits
 
 
 def _logits(

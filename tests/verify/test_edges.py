@@ -8,7 +8,7 @@ import torch
 from edgekd.config.schema import Verify
 from edgekd.errors import StageError
 from edgekd.results import ExportedFile
-from edgekd.verify.edges import Verifier, check_edges, judge, source_of, torch_outputs
+from edgekd.verify.edges import RETRAINED, Verifier, check_edges, judge, source_of, torch_outputs
 from edgekd.verify.inputs import Case, cases
 
 SETTINGS = Verify(batches=[1, 3, 7, 16])
@@ -110,12 +110,13 @@ def test_a_lower_precision_is_verified_where_this_cpu_has_it_and_told_where_not(
 @pytest.mark.slow
 def test_int8_beyond_what_it_was_calibrated_for_is_told_and_not_judged(exported, tmp_path):
     pytest.importorskip("nncf")
-    from edgekd.quantize.backend import quantize
+    from edgekd.quantize.backend import Types, quantize, write
     from edgekd.quantize.recipes import Recipe
 
-    path = exported.folder / "student-int8.onnx"
-    quantize("onnx", exported.folder / "student.onnx", path, Recipe(name="x", samples=32),
-             list(exported.inputs[:, None]))  # fmt: skip
+    samples = list(exported.inputs[:, None])
+    source = exported.folder / "student.onnx"
+    model = quantize(source, Recipe(name="x", samples=32), samples, Types(False, False))
+    write(model, "onnx", exported.folder / "student-int8.onnx")
     file = ExportedFile(
         role="student", format="onnx", variant="int8", path="export/student-int8.onnx", files=(),
         size=1, seconds=0,
@@ -139,6 +140,21 @@ def test_what_a_file_was_made_from(exported):
     assert source_of(straight, exported.files) is None
     half = ir.model_copy(update={"variant": "f16", "path": "export/student-f16.xml"})
     assert source_of(half, exported.files) == ir
+
+
+def test_a_file_that_was_trained_further_is_held_to_what_that_has_made(exported):
+    """Its test answers are known; of extreme inputs nothing is asked."""
+    file = of(exported, "onnx").model_copy(update={"trained": True})
+    verifier = verifier_of(exported, (file,))
+    answers = torch_outputs(exported.modules["student"], exported.inputs)
+    verifier.know(RETRAINED, "student", answers)
+    edge = verifier.edges(file)[0]
+    assert edge.source == RETRAINED
+    assert edge.passed
+    compared = {case.inputs for case in edge.cases if case.max_error is not None}
+    assert {"batch 16", "batch 1", "batch 3", "batch 7"} == compared
+    verifier.know(RETRAINED, "student", 2 * answers)
+    assert not verifier.edges(file)[0].passed
 
 
 CASE = Case("batch 2", np.zeros((2, 1), np.float32), 2, real=True)

@@ -51,13 +51,13 @@ def compared(resnet, one, root=None, **settings):
     )  # fmt: skip
 
 
-def broken_copy(resnet, folder):
-    """The ONNX file with noise of a tenth in the weights of one convolution."""
+def broken_copy(resnet, folder, noise=0.1):
+    """The ONNX file with `noise`, as a share of their size, on the weights of one convolution."""
     model = onnx.load(resnet.root / "student.onnx")
     weight = next(w for w in model.graph.initializer if w.name == BROKEN)
     values = numpy_helper.to_array(weight)
-    noise = np.random.default_rng(0).normal(size=values.shape) * 0.1 * values.std()
-    changed = numpy_helper.from_array((values + noise).astype(np.float32), BROKEN)
+    added = np.random.default_rng(0).normal(size=values.shape) * noise * values.std()
+    changed = numpy_helper.from_array((values + added).astype(np.float32), BROKEN)
     weight.CopyFrom(changed)
     onnx.save(model, folder / "student.onnx")
     return folder / "student.onnx"
@@ -100,23 +100,27 @@ def test_the_layer_with_broken_weights_is_named_in_onnx_and_in_ir(resnet, tmp_pa
 @pytest.mark.slow
 def test_int8_files_are_compared_layer_by_layer_and_the_broken_one_is_named(resnet, tmp_path):
     pytest.importorskip("nncf")
-    from edgekd.quantize.backend import quantize
+    from edgekd.quantize.backend import Types, quantize, write
     from edgekd.quantize.recipes import Recipe
 
-    samples = list(resnet.inputs[:, None])
-    recipe = Recipe(name="x", samples=32)
+    def int8(source):
+        recipe = Recipe(name="x", samples=32)
+        return quantize(source, recipe, list(resnet.inputs[:, None]), Types(False, False))
+
+    good = int8(resnet.root / "student.onnx")
+    worst = 0.0
     for format, suffix in (("onnx", "onnx"), ("openvino", "xml")):
-        quantize(
-            format, resnet.root / f"student.{suffix}", tmp_path / f"good.{suffix}", recipe, samples
-        )
-        good = compared(resnet, file(format, f"good.{suffix}", "int8"), tmp_path)
-        assert good.first is None
-        assert len(good.layers) == len(compared(resnet, file(format, f"student.{suffix}")).layers)
-        assert max(layer.max_error for layer in good.layers) > 1e-3
-    quantize("onnx", broken_copy(resnet, tmp_path), tmp_path / "bad.onnx", recipe, samples)
-    limit = 2 * max(layer.max_error for layer in good.layers)
-    bad = compared(resnet, file("onnx", "bad.onnx", "int8"), tmp_path, int8_tolerance=limit)
-    assert bad.first is None or bad.layers[bad.first].module.startswith("layer2.0")
+        write(good, format, tmp_path / f"good.{suffix}")
+        found = compared(resnet, file(format, f"good.{suffix}", "int8"), tmp_path)
+        assert found.first is None
+        # OpenVINO fuses some tensors with their quantization.
+        assert {"bn1", "layer1.0.bn1", "layer2.0.bn2", "fc"} <= {x.module for x in found.layers}
+        worst = max(worst, *(layer.max_error for layer in found.layers))
+    assert 1e-3 < worst < 0.25
+    write(int8(broken_copy(resnet, tmp_path, noise=1.0)), "onnx", tmp_path / "bad.onnx")
+    bad = compared(resnet, file("onnx", "bad.onnx", "int8"), tmp_path)
+    assert bad.first is not None
+    assert bad.layers[bad.first].module == "layer2.0.bn2"
 
 
 def test_places_are_outputs_of_modules_as_pytorch_computes_them(resnet):
