@@ -51,7 +51,7 @@ _VARIANTS = ("f32", "f16", "int8")
 _RUNTIMES = ("onnxruntime", "openvino")
 _SUFFIX = {"onnx": ".onnx", "openvino": ".xml"}
 _BATCH = 32
-_CALIBRATION = 128
+_CALIBRATION = 64
 _BLOCKS = 21
 _BLOCK_SECONDS = 0.004
 
@@ -85,10 +85,10 @@ def _torchvision(name: str) -> Architecture:
         module: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=10)
         return module
 
-    return Architecture(f"torchvision:{name}", (3, 64, 64), build, epochs=3)
+    return Architecture(f"torchvision:{name}", (3, 32, 32), build, epochs=3)
 
 
-def _timm(name: str, *, transformer: bool = False, **more: Any) -> Architecture:
+def _timm(name: str, *, size: int = 32, transformer: bool = False, **more: Any) -> Architecture:
     def build() -> nn.Module:
         key = "torchvision._meta_registrations"
         sys.modules.setdefault(key, ModuleType(key))
@@ -97,7 +97,7 @@ def _timm(name: str, *, transformer: bool = False, **more: Any) -> Architecture:
         module: nn.Module = timm.create_model(name, num_classes=10, **more)
         return module
 
-    return Architecture(f"timm:{name}", (3, 64, 64), build, transformer, epochs=3)
+    return Architecture(f"timm:{name}", (3, size, size), build, transformer, epochs=3)
 
 
 SMALL = (1, 16, 16)
@@ -109,7 +109,7 @@ ARCHITECTURES = (
     _zoo("lstm", (1, 8, 8), epochs=20), _zoo("gru", (1, 8, 8), epochs=20),
     _zoo("bert", (), transformer=True, epochs=20, learning_rate=1e-3),
     _torchvision("mobilenet_v3_small"), _torchvision("squeezenet1_1"), _timm("lcnet_050"),
-    _timm("mobilevit_xxs"), _timm("deit_tiny_patch16_224", transformer=True, img_size=64, depth=4),
+    _timm("mobilevit_xxs", size=64), _timm("deit_tiny_patch16_224", transformer=True, img_size=32, depth=4),
     _timm("repghostnet_050"), _torchvision("resnet18"), _torchvision("mnasnet0_5"),
     _torchvision("shufflenet_v2_x0_5"), _timm("efficientvit_b0"), _timm("edgenext_xx_small"),
     _torchvision("regnet_x_400mf"),
