@@ -327,7 +327,7 @@ class Verify(Section):
         0.25, description="The same for INT8 files, whose accuracy is what counts."
     )
     batches: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
-        [1, 3, 7, 256],
+        [1, 3, 7, 64],
         min_length=1,
         description="Batch sizes that samples are fed in: all in the largest, a few in the others.",
     )
