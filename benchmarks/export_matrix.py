@@ -360,6 +360,8 @@ def report(rows: list[dict[str, Any]]) -> str:
         tolerances=", ".join(f"{_NAMES[v]} {_tolerance(v):g}" for v in _VARIANTS),
         versions=_versions(),
     )
+    if any(row.get("earlier") for row in rows):
+        head += _EARLIER
     lines = [head, "", *_summary(rows), "", "## Every cell", "", _EVERY, ""]
     lines += [
         "| network | PyTorch | file | runtime | error | SNR | same answer | accuracy | size | speed | |",
@@ -377,6 +379,10 @@ _EVERY = (
     "Error: max|Δlogit| / max|logit|, the worst of the test split, of batch 1 and of batch 7. Size and "
     "speed: to the fp32 file of the same format, in the same runtime."
 )
+_EARLIER = """
+
+\\* measured before edgekd made both INT8 files from one ONNX model: 128 samples, and the IR quantized
+by NNCF itself."""
 _HEAD = """# Export matrix: {count} networks × formats × precisions × runtimes
 
     python benchmarks/export_matrix.py
@@ -439,10 +445,9 @@ def _times(values: list[float]) -> str:
 
 
 def _row(row: dict[str, Any], cell: dict[str, Any]) -> str:
-    start = (
-        f"| {row['name']} | {row['accuracy']:.1%} | {_NAMES[cell['format']]} {_NAMES[cell['variant']]} "
-        f"| {_RUNTIME_NAMES[cell['runtime']]} "
-    )
+    name = f"{row['name']}{'*' if row.get('earlier') else ''}"
+    file = f"{_NAMES[cell['format']]} {_NAMES[cell['variant']]}"
+    start = f"| {name} | {row['accuracy']:.1%} | {file} | {_RUNTIME_NAMES[cell['runtime']]} "
     if "error" not in cell:
         return f"{start}| – | – | – | – | – | – | {cell['reason']} |"
     low, high = cell["agreement_interval"]
