@@ -174,11 +174,12 @@ def _check(samples: Samples, model: ModelProto, source: Path) -> None:
     if not samples:
         raise StageError("there are no samples to calibrate with", where=str(source))
     if isinstance(samples[0], dict):
-        named = [cast("dict[str, np.ndarray]", sample) for sample in samples]
-        for name in samples[0]:
+        named = cast("list[dict[str, np.ndarray]]", samples)
+        for name in named[0]:
             _check_input([sample[name] for sample in named], name, model, source)
     else:
-        _check_input(cast("list[np.ndarray]", samples), input_name(model), model, source)
+        single = cast("list[np.ndarray]", samples)
+        _check_input(single, input_name(model), model, source)
 
 
 def _check_input(samples: list[np.ndarray], name: str, model: ModelProto, source: Path) -> None:
