@@ -340,10 +340,106 @@ class Parity(Record):
     snr: float | None = None
     cosine: float
     agreement: float
+    agreement_interval: Interval | None = None
     teacher_agreement: float
     tolerance: float
     passed: bool
     accuracy: Accuracy
+
+
+class InputCase(Record):
+    """One kind of inputs through a file and its source; errors as in `Parity`.
+
+    `max_error` is a share of the largest logit of the source, for these or for real samples.
+    `tolerance` None: told, not judged, as for INT8 files beyond what they were calibrated for.
+    Without errors, `note` says why.
+    """
+
+    inputs: str
+    samples: int
+    max_abs_error: float | None = None
+    max_error: float | None = None
+    snr: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    agreement_interval: Interval | None = None
+    tolerance: float | None
+    passed: bool
+    note: str = ""
+
+
+class Edge(Record):
+    """A file, computed by `runtime` in `precision`, against `source`: "PyTorch" or another file.
+
+    The first of `cases` are real samples in the largest batch.
+    """
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    precision: str
+    source: str
+    cases: tuple[InputCase, ...] = Field(min_length=1)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every kind of inputs did."""
+        return all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> InputCase:
+        """One that failed, or else that nearest to its tolerance."""
+        return max(
+            self.cases, key=lambda c: (not c.passed, (c.max_error or 0) / (c.tolerance or 1e9))
+        )
+
+
+class Layer(Record):
+    """The output of a PyTorch module as a file computes it, fed the same network inputs.
+
+    `type` is the file's operator that makes it, `weights` the parameter that it reads: a
+    convolution with a folded batch normalization bears the latter's path. `shape` is without the
+    batch. `max_error` is max|Δ| / max|PyTorch's|, None where the file's is not finite.
+    """
+
+    module: str
+    type: str
+    weights: str | None
+    tensor: str
+    shape: tuple[int, ...]
+    max_error: float | None
+    snr: float | None
+
+    @property
+    def label(self) -> str:
+        """The module, and whose weights it has where that is another."""
+        owner = (self.weights or "").rpartition(".")[0]
+        name = self.module or "the model's output"
+        return f"{name} (weights of {owner})" if owner and owner != self.module else name
+
+
+class LayerComparison(Record):
+    """What `edgekd verify --layers` prints of one file, in the order of execution."""
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    samples: int
+    tolerance: float
+    layers: tuple[Layer, ...]
+    note: str = ""
+
+    @property
+    def first(self) -> int | None:
+        """The position of the first layer whose error is past the tolerance."""
+        past = (
+            position
+            for position, layer in enumerate(self.layers)
+            if layer.max_error is None or layer.max_error > self.tolerance
+        )
+        return next(past, None)
 
 
 class DeviceFileParity(Record):
@@ -371,11 +467,16 @@ class DeviceFileParity(Record):
 
 
 class VerifyReport(Record):
-    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split."""
+    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split.
+
+    `notes` are what could not be verified on this machine.
+    """
 
     reference: dict[Role, Accuracy]
     files: tuple[Parity, ...]
     device: tuple[DeviceFileParity, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Latency(Record):

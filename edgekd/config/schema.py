@@ -463,8 +463,18 @@ class Verify(Section):
     f16_tolerance: Positive = Field(
         1e-2, description="The same for files with weights stored in float16."
     )
+    bf16_tolerance: Positive = Field(
+        5e-2,
+        description="The same for what is computed in bfloat16, as targets of that precision do "
+        "(f16_tolerance: in float16).",
+    )
     int8_tolerance: Positive = Field(
         0.25, description="The same for INT8 files, whose accuracy is what counts."
+    )
+    batches: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
+        [1, 3, 7, 64],
+        min_length=1,
+        description="Batch sizes that samples are fed in: all in the largest, a few in the others.",
     )
     examples: int = Field(
         12,

@@ -204,8 +204,10 @@ def _installed(package: str) -> str | None:
 
 
 def _verify(config: Config, base: Path) -> dict[str, Any]:
-    data = data_part(config, base)
-    return {"verify": config.verify.model_dump(mode="json"), "data": data}
+    from edgekd.verify.precisions import lower_precisions
+
+    part = {"verify": config.verify.model_dump(mode="json"), "data": data_part(config, base)}
+    return part | {"precisions": lower_precisions(config, base)}
 
 
 def _profile(config: Config, base: Path) -> dict[str, Any]:
@@ -299,7 +301,7 @@ LINE: tuple[Stage, ...] = (
     Stage("quantize", 4, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
-        5,
+        6,
         _verify,
         (*_MODELS, *_FILES),
         "verify",

@@ -293,6 +293,49 @@ def test_a_tolerance_that_no_file_meets_fails_the_run(run):
     assert caught.value.exit_code == 3
 
 
+def test_the_precision_of_a_target_is_verified_too(run, tmp_path):
+    (tmp_path / "runs" / "targets").mkdir()
+    (tmp_path / "runs" / "targets" / "half.yaml").write_text(
+        "{name: half, class: cpu, transport: local, runtimes: [openvino], threads: 1, precision: bf16}"
+    )
+    config, _ = api.resolve(merged(TINY, {"profile": {"targets": ["local", "half"]}}))
+    result, done = run_line(
+        config,
+        base=tmp_path / "runs",
+        out=run.path,
+        until="verify",
+        progress=Silent(),
+        command="test",
+    )
+    assert done == ["verify"]
+    lower = [edge for edge in result.verify.edges if edge.precision != "f32"]
+    # bf16 on both models' IR, or a note where this CPU has none.
+    assert [edge.path for edge in lower] == ["export/teacher.xml", "export/student.xml"] or any(
+        "bf16" in note for note in result.verify.notes
+    )
+
+
+def test_layers_are_compared_where_verify_fails_too(run):
+    import onnx
+    from onnx import numpy_helper
+
+    from edgekd.pipeline.line import config_of
+    from edgekd.verify.stage import layers
+
+    good = layers(run, *config_of(run))
+    assert [(found.path, found.first) for found in good] == [
+        (file.path, None) for file in run.files
+    ]
+    path = run.path / "export/student.onnx"
+    model = onnx.load(path)
+    last = next(w for w in model.graph.initializer if len(w.dims) == 2 and w.dims[0] == 10)
+    last.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(last), last.name))
+    onnx.save(model, path)
+    broken = {found.path: found for found in layers(run, *config_of(run))}["export/student.onnx"]
+    assert broken.first is not None
+    assert broken.layers[broken.first].weights == last.name
+
+
 def test_a_broken_budget_is_exit_code_1_and_still_a_report(run):
     result, done = line(run.path, gate={"budgets": [{"metric": "size", "max": "1 B"}]})
     assert done == ["gate", "report"]
