@@ -185,7 +185,7 @@ def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
     return {
         "quantize": config.quantize.model_dump(mode="json", exclude={"qat"}),
         "qat": config.quantize.qat
-        and {"train": _training(config.quantize.qat), "distill": _training(config.distill)},
+        and {"train": training_part(config.quantize.qat), "distill": training_part(config.distill)},
         "recipe": recipe.model_dump(mode="json"),
         "types": arithmetic(recipe, targets).model_dump(mode="json", exclude={"cpus"}),
         "targets": [target.model_dump(mode="json") for target in targets] if measured else None,
