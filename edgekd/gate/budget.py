@@ -31,7 +31,7 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
                 f"variant {budget.variant or shipped}"
                 + (f", class {budget.label!r}" if budget.label else ""),
                 where=f"gate.budgets.{i}",
-                fix=_known(budget, figures),
+                fix=_known(budget, gate, figures),
             )
         checks += [_check(budget, figure) for figure in matching]
     verdict = _overall(checks)
@@ -42,12 +42,14 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
     return GateReport(verdict=verdict, exit_code=code, checks=tuple(checks))
 
 
-def _known(budget: Budget, figures: list[Figure]) -> str:
+def _known(budget: Budget, gate: Gate, figures: list[Figure]) -> str:
     """What a budget that nothing answers could have spoken of."""
     same = [figure for figure in figures if figure.metric == budget.metric]
     if not same and budget.metric.startswith("user."):
         names = sorted({f.metric for f in figures if f.metric.startswith("user.")})
-        return f"gate.metrics gives: {', '.join(names) or 'nothing (it is not set)'}"
+        if gate.metrics is None:
+            return "gate.metrics should name the function that gives it"
+        return f"gate.metrics gives: {', '.join(names) or 'nothing'}"
     places = sorted(
         {f"{f.target or 'any target'}/{f.runtime}/{f.variant}" for f in same or figures}
     )

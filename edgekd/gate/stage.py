@@ -42,7 +42,10 @@ def _figures(context: Context) -> Iterator[Figure]:
         if gate.metrics is not None:
             from edgekd.gate import user_metrics
 
-            yield from user_metrics.figures(gate.metrics, context.base, run.verify, logits)
+            budgeted = {budget.metric for budget in gate.budgets}
+            yield from user_metrics.figures(
+                gate.metrics, context.base, run.verify, logits, budgeted
+            )
     if gate.baseline is not None:
         yield from _against_baseline(context, gate)
 

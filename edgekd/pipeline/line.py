@@ -116,6 +116,12 @@ def _user_errors(stage: str, folder: Path) -> Iterator[None]:
         ) from None
     except EdgekdError:
         raise
+    except SystemExit:
+        # Of a model, a metric or a data source; it would otherwise be the exit code of edgekd.
+        raise StageError(
+            f"something that stage {stage} called ended the program (sys.exit)",
+            fix="code that edgekd calls should raise an exception instead",
+        ) from None
     except MemoryError:
         raise StageError(
             f"out of memory in stage {stage}", fix="use a smaller batch_size"

@@ -491,6 +491,21 @@ def broken(logits, labels):
 
 def text(logits, labels):
     return "good"
+
+def leaves(logits, labels):
+    raise SystemExit(0)
+
+def shouts(logits, labels):
+    raise ValueError("a\\n::error::pwned")
+
+def undefined(logits, labels):
+    return {"fine": 1.0, "x": float("nan")}
+
+def strange(logits, labels):
+    return {"a\\n::error::b": 1.0}
+
+def none(logits, labels):
+    return {}
 """
 
 
@@ -521,6 +536,11 @@ def test_a_metric_of_the_users_has_an_interval_and_a_drop(run, tmp_path):
         ("broken", "user.x", "IndexError"),
         ("text", "user.x", "gave a str"),
         ("nothing", "user.x", "has no 'nothing'"),
+        ("leaves", "user.x", "leaves failed on logits .*SystemExit: 0"),
+        ("shouts", "user.x", "ValueError: a ::error::pwned"),
+        ("undefined", "user.x", r"mine\.py:undefined gives user\.x = nan"),
+        ("strange", "user.x", "the name 'a.+b' should be letters"),
+        ("none", "user.x", "gate.metrics gives: nothing$"),
     ],
 )
 def test_a_metric_that_is_not_there_or_fails_is_one_clear_error(
@@ -528,8 +548,30 @@ def test_a_metric_that_is_not_there_or_fails_is_one_clear_error(
 ):
     (tmp_path / "mine.py").write_text(METRICS)
     gate = {"metrics": f"{tmp_path}/mine.py:{function}", "budgets": [{"metric": metric, "min": 0}]}
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         line(run.path, gate=gate)
+    assert "\n::" not in str(caught.value)
+
+
+def test_a_value_that_is_undefined_and_that_no_budget_is_on_is_left_out(run, tmp_path):
+    (tmp_path / "mine.py").write_text(METRICS)
+    gate = {"metrics": f"{tmp_path}/mine.py:undefined",
+            "budgets": [{"metric": "user.fine", "min": 1}]}  # fmt: skip
+    line(run.path, gate=gate)
+    assert run.exit_code == 0
+
+
+def test_a_model_that_ends_the_program_while_it_trains_is_an_error(run, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import sys, torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, hidden): super().__init__(); self.f = torch.nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        if self.training: sys.exit(0)\n"
+        "        return self.f(x.flatten(1))\n"
+    )
+    with pytest.raises(StageError, match="stage distill called ended the program"):
+        line(run.path, student={"model": f"{tmp_path}/net.py:Net"}, distill={"doctor": False})
 
 
 def test_recall_has_a_floor_under_every_class_and_under_one(run):
