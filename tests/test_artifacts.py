@@ -6,7 +6,14 @@ import threading
 
 import pytest
 
-from edgekd.artifacts import atomic_path, disk_errors, read_json, sha256_json, write_json, write_text
+from edgekd.artifacts import (
+    atomic_path,
+    disk_errors,
+    read_json,
+    sha256_json,
+    write_json,
+    write_text,
+)
 from edgekd.errors import StageError, UsageError
 
 

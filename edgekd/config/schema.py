@@ -376,6 +376,14 @@ class Budget(Section):
         return value
 
 
+_AGAINST_BASELINE: dict[Metric, str] = {
+    "latency_vs_baseline": "1.03 x",
+    "accuracy_vs_baseline": "0 points",
+    "memory_vs_baseline": "1.1 x",
+    "size_vs_baseline": "1.05 x",
+}
+
+
 class Gate(Section):
     """What must hold for exit code 0."""
 
@@ -384,13 +392,15 @@ class Gate(Section):
     )
     budgets: list[Budget] = Field(default_factory=list)
     max_seconds: NonNegative = Field(
-        60.0, description="Measure again for this long in all while a budget on time is undecided."
+        60.0,
+        description="Measure what an undecided budget on time is on again, for this long in all; a "
+        "comparison with the baseline ends after this long too (never before its first look).",
     )
     baseline: str | None = Field(
         None,
         description="A run folder, or a .onnx or .xml file: it is measured beside the student, in turns. "
-        "Without *_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, "
-        "size ≤ 1.05 x.",
+        "Where no budget is on that very metric: latency_vs_baseline ≤ 1.03 x, accuracy_vs_baseline ≤ "
+        "0 points, memory_vs_baseline ≤ 1.1 x, size_vs_baseline ≤ 1.05 x.",
     )
     rerun_baseline: bool | None = Field(
         None,
@@ -398,7 +408,15 @@ class Gate(Section):
         "again where its files are there.",
     )
     allow: list[
-        Literal["machine", "precision", "threads", "runtime_version", "limits", "throttled"]
+        Literal[
+            "machine",
+            "precision",
+            "threads",
+            "batch_size",
+            "runtime_version",
+            "limits",
+            "throttled",
+        ]
     ] = Field([], description="Differences from the baseline that do not matter to you.")
     metrics: str | None = Field(
         None,
@@ -408,17 +426,12 @@ class Gate(Section):
 
     @property
     def all_budgets(self) -> list[Budget]:
-        """`budgets`, with the default ones against the baseline where none are given."""
-        given = any(b.metric.endswith("_vs_baseline") for b in self.budgets)
-        if self.baseline is None or given:
+        """`budgets`; with a baseline also the default ones on the metrics that none of them is on."""
+        if self.baseline is None:
             return self.budgets
-        return [
-            *self.budgets,
-            Budget(metric="latency_vs_baseline", max="1.03 x"),
-            Budget(metric="accuracy_vs_baseline", max="0 points"),
-            Budget(metric="memory_vs_baseline", max="1.1 x"),
-            Budget(metric="size_vs_baseline", max="1.05 x"),
-        ]
+        given = {budget.metric for budget in self.budgets}
+        defaults = (Budget(metric=m, max=limit) for m, limit in _AGAINST_BASELINE.items())
+        return [*self.budgets, *(budget for budget in defaults if budget.metric not in given)]
 
 
 class BudgetFile(Section):

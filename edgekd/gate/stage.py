@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def run(context: Context) -> None:
     """Write `gate.json`. The exit code is in it; a broken budget is a result, not an error."""
     report, found = settle(context, list(_figures(context)))
+    held_to = context.config.gate.model_dump(mode="json")
+    report = report.model_copy(update={"held_to": held_to})
     report.write(context.folder / "gate.json")
     record(context, found, report)
 
