@@ -43,7 +43,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises StageError when the disk is full, UsageError when the folder cannot be written.
     """
     with disk_errors(path):
-        straight = _is_special(path)
+        straight = is_special(path)
     with _into(path) if straight else _beside(path) as temporary:
         yield temporary
 
@@ -59,6 +59,10 @@ def _beside(path: Path) -> Iterator[Path]:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(named))
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise NotADirectoryError(
+                    errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(named.parent)
+                ) from None
             except FileNotFoundError as error:
                 # As below /proc, where nothing can be made.
                 raise UsageError(f"cannot be written: {error.strerror}", where=str(named)) from None
@@ -83,7 +87,7 @@ def _into(path: Path) -> Iterator[Path]:
             shutil.copyfileobj(source, file)
 
 
-def _is_special(path: Path) -> bool:
+def is_special(path: Path) -> bool:
     """Whether `path` is there and no regular file or folder, or a name of an open file (/dev/stdout)."""
     try:
         mode = path.stat().st_mode

@@ -86,7 +86,7 @@ def test_inputs_are_made_up_of_the_files_own_shape(exported, tmp_path, name):
     assert pytest_plugin._random_inputs(path).shape == (1, 1, 8, 8)
     (tmp_path / name).write_bytes(b"nothing")
     (tmp_path / name).with_suffix(".bin").write_bytes(b"")
-    with pytest.raises(UsageError, match="cannot be opened|is not an ONNX model"):
+    with pytest.raises(UsageError, match=r"cannot be opened|is not an ONNX model"):
         check_file(tmp_path / name, folder=tmp_path, size="1 MB")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import sys
 import time
@@ -61,13 +62,26 @@ def run_until(
     force: bool,
     quiet: bool,
     as_json: bool,
+    allow: tuple[str, ...] = (),
 ) -> Run:
-    """Bring the run up to date up to `stage`, telling the user what is done and what was not."""
+    """Bring the run up to date up to `stage`, telling the user what is done and what was not.
+
+    Where `stage` is the gate, `allow` is added to gate.allow, and this and overrides of gate.* are
+    of this call alone: the run keeps the section `gate` that it has without them.
+    """
+    from edgekd.config.load import of_gate
     from edgekd.pipeline.line import resolve_folder, run_line
     from edgekd.progress import default_progress
 
     started = time.monotonic()
     resolved, base, folder = _resolve(config, example, overrides, out)
+    kept = resolved
+    if stage == "gate":
+        lasting = tuple(text for text in overrides if not of_gate(text))
+        kept, _, _ = _resolve(config, example, lasting, out)
+        if allow:
+            added = f"gate.allow={json.dumps([*resolved.gate.allow, *allow])}"
+            resolved, _, _ = _resolve(config, example, (*overrides, added), out)
     progress = default_progress(quiet)
     # Standard output is for results: what a user's module prints must not get between them.
     with contextlib.redirect_stdout(sys.stderr):
@@ -79,6 +93,7 @@ def run_until(
             force=stage if force else None,
             progress=progress,
             command=shlex.join(["edgekd", *sys.argv[1:]]),
+            kept=kept,
         )
     seconds = time.monotonic() - started
     if done:
@@ -118,6 +133,4 @@ def _resolve(
 
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
-    import json
-
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from edgekd.config import units
 from edgekd.config.units import Dimension
 from edgekd.distill.method import MethodList
+from edgekd.registry import suggestion
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -286,7 +288,8 @@ Metric = Literal[
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
-UserMetric = Annotated[str, Field(pattern=r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$")]
+_USER_METRIC = r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$"
+UserMetric = Annotated[str, Field(pattern=_USER_METRIC)]
 
 DIMENSIONS: dict[str, Dimension] = {
     "accuracy": "share",
@@ -318,8 +321,8 @@ def dimension(metric: str) -> Dimension:
     return DIMENSIONS.get(metric, "number")
 
 
-# What a limit can be, in base units.
-_RANGES: dict[Dimension, tuple[float, float]] = {
+# What a figure can be, in base units.
+RANGES: dict[Dimension, tuple[float, float]] = {
     "time": (0, math.inf),
     "bytes": (0, math.inf),
     "points": (-1, 1),
@@ -352,6 +355,24 @@ class Budget(Section):
         "always f32).",
     )
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"should be the name of a metric, not {value!r:.60}")
+        if value.startswith("user.") and not re.fullmatch(_USER_METRIC, value):
+            raise ValueError(f"{value!r:.80} should be user.NAME, a name of letters, digits and _")
+        if value not in DIMENSIONS and not value.startswith("user."):
+            raise ValueError(f"no metric {value!r:.60}{suggestion(value, DIMENSIONS)}")
+        return value
+
+    @field_validator("max", "min", mode="before")
+    @classmethod
+    def _quantity(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise ValueError(f"should be a number, with its unit in one text, not {value!r:.60}")
+        return value
+
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
         if (self.max is None) == (self.min is None):
@@ -359,10 +380,12 @@ class Budget(Section):
         if self.label is not None and self.metric != "class_recall":
             raise ValueError(f"label belongs to class_recall, not to {self.metric}")
         limit = units.parse(self.bound, dimension(self.metric))
-        least, most = _RANGES[dimension(self.metric)]
+        least, most = RANGES[dimension(self.metric)]
         if self.metric.startswith("user."):
             least = -math.inf
-        if not least <= limit <= most:
+        # No time, size or ratio is zero: a limit of zero is a slip.
+        nothing = self.max is not None and limit == 0 and most == math.inf and least == 0
+        if not least <= limit <= most or (nothing and dimension(self.metric) != "number"):
             raise ValueError(
                 f"{self.bound!r} can never be a limit of {self.metric}{_hint(limit, most)}"
             )

@@ -27,14 +27,8 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
     for i, budget in enumerate(gate.all_budgets):
         matching = [figure for figure in figures if speaks_of(budget, figure, shipped)]
         if not matching:
-            raise UsageError(
-                f"nothing was measured for {budget.metric} with runtime "
-                f"{budget.runtime or 'any'} on target {budget.target or 'any'}, "
-                f"variant {budget.variant or shipped}"
-                + (f", class {budget.label!r}" if budget.label else ""),
-                where=f"gate.budgets.{i}",
-                fix=_known(budget, gate, figures),
-            )
+            where = f"gate.budgets.{i}" if i < len(gate.budgets) else "gate.baseline"
+            raise _unanswered(budget, gate, figures, shipped, where)
         checks += [_check(budget, figure) for figure in matching]
     verdict = _overall(checks)
     broken_code: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 4}
@@ -44,17 +38,36 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
     return GateReport(verdict=verdict, exit_code=code, checks=tuple(checks))
 
 
+def _unanswered(
+    budget: Budget, gate: Gate, figures: list[Figure], shipped: Variant, where: str
+) -> UsageError:
+    """The error for a budget that speaks of no figure, with what it could have spoken of."""
+    if budget.metric.endswith("_vs_baseline") and gate.baseline is None:
+        return UsageError(
+            f"{budget.metric} needs a baseline",
+            where=where,
+            fix="give one with --baseline, or as gate.baseline: a run, or a .onnx or .xml file",
+        )
+    return UsageError(
+        f"nothing was measured for {budget.metric} with runtime {budget.runtime or 'any'} on "
+        f"target {budget.target or 'any'}, variant {budget.variant or shipped}"
+        + (f", class {budget.label!r}" if budget.label else ""),
+        where=where,
+        fix=_known(budget, gate, figures),
+    )
+
+
 def _known(budget: Budget, gate: Gate, figures: list[Figure]) -> str:
-    """What a budget that nothing answers could have spoken of."""
     same = [figure for figure in figures if figure.metric == budget.metric]
     if not same and budget.metric.startswith("user."):
-        names = sorted({f.metric for f in figures if f.metric.startswith("user.")})
         if gate.metrics is None:
             return "gate.metrics should name the function that gives it"
+        names = sorted({f.metric for f in figures if f.metric.startswith("user.")})
         return f"gate.metrics gives: {', '.join(names) or 'nothing'}"
-    places = sorted(
-        {f"{f.target or 'any target'}/{f.runtime}/{f.variant}" for f in same or figures}
-    )
+    if not same:
+        why = "; not every device tells it" if budget.metric == "energy" else ""
+        return f"{budget.metric} was measured nowhere{why}"
+    places = sorted({f"{f.target or 'any target'}/{f.runtime}/{f.variant}" for f in same})
     labels = sorted({figure.label for figure in same if figure.label})
     classes = f"; classes: {', '.join(labels)}" if budget.label else ""
     return f"measured: {', '.join(places)}{classes}"

@@ -23,21 +23,20 @@ class Told:
     """A progress that keeps what was said."""
 
     def __init__(self):
-        self.lines = []
+        self.lines, self.warnings = [], []
 
     def say(self, text):
         self.lines.append(text)
 
-    @property
-    def warnings(self):
-        return [line for line in self.lines if "warning" in line]
+    def warn(self, text):
+        self.warnings.append(text)
 
 
 def gate(project, *, force=None, progress=None, **changes):
     config, _ = api.resolve(merged(TINY | {"history": store.DEFAULT}, changes))
     shown = Silent()
     if progress is not None:
-        shown.say = progress.say
+        shown.say, shown.warn = progress.say, progress.warn
     return run_line(
         config, base=project, out=project / "runs/tiny", until="gate", force=force, progress=shown
     )
