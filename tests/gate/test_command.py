@@ -92,7 +92,7 @@ def test_an_output_that_cannot_be_written_hides_no_verdict(run, tmp_path, capsys
     (tmp_path / "b.yaml").write_text(BROKEN)
     assert edgekd("gate", run.path, "-q", "--budget", tmp_path / "b.yaml") == 1
     said = capsys.readouterr()
-    assert "fail" in said.out
+    assert "fail" in said.out.lower()
     assert "error: GITHUB_STEP_SUMMARY /nosuch/sum.md: cannot be written" in said.err
 
 
