@@ -7,7 +7,7 @@ An `interval` is a 95 % confidence interval (low, high).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -684,7 +684,7 @@ class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
     `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one. `value` is None where
-    it could not be measured.
+    it could not be measured; `shown` is it in words, with its interval and what to know of it.
     """
 
     metric: str
@@ -698,14 +698,19 @@ class Check(Record):
     verdict: Verdict
     text: str
     provenance: Provenance = "measured"
+    shown: str = ""
 
 
 class GateReport(Record):
-    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive."""
+    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive.
+
+    `held_to` is the section `gate` of the configuration that it was held to, options included.
+    """
 
     verdict: Verdict
     exit_code: int
     checks: tuple[Check, ...]
+    held_to: dict[str, Any] = {}
 
 
 class Costs(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -12,6 +13,7 @@ from edgekd.config import units
 from edgekd.config.units import Dimension
 from edgekd.distill.method import MethodList
 from edgekd.distill.scheme import SchemeChoice
+from edgekd.registry import suggestion
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -526,7 +528,8 @@ Metric = Literal[
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
-UserMetric = Annotated[str, Field(pattern=r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$")]
+_USER_METRIC = r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$"
+UserMetric = Annotated[str, Field(pattern=_USER_METRIC)]
 
 DIMENSIONS: dict[str, Dimension] = {
     "accuracy": "share",
@@ -558,8 +561,8 @@ def dimension(metric: str) -> Dimension:
     return DIMENSIONS.get(metric, "number")
 
 
-# What a limit can be, in base units.
-_RANGES: dict[Dimension, tuple[float, float]] = {
+# What a figure can be, in base units.
+RANGES: dict[Dimension, tuple[float, float]] = {
     "time": (0, math.inf),
     "bytes": (0, math.inf),
     "points": (-1, 1),
@@ -592,6 +595,24 @@ class Budget(Section):
         "always f32).",
     )
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"should be the name of a metric, not {value!r:.60}")
+        if value.startswith("user.") and not re.fullmatch(_USER_METRIC, value):
+            raise ValueError(f"{value!r:.80} should be user.NAME, a name of letters, digits and _")
+        if value not in DIMENSIONS and not value.startswith("user."):
+            raise ValueError(f"no metric {value!r:.60}{suggestion(value, DIMENSIONS)}")
+        return value
+
+    @field_validator("max", "min", mode="before")
+    @classmethod
+    def _quantity(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise ValueError(f"should be a number, with its unit in one text, not {value!r:.60}")
+        return value
+
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
         if (self.max is None) == (self.min is None):
@@ -599,10 +620,12 @@ class Budget(Section):
         if self.label is not None and self.metric != "class_recall":
             raise ValueError(f"label belongs to class_recall, not to {self.metric}")
         limit = units.parse(self.bound, dimension(self.metric))
-        least, most = _RANGES[dimension(self.metric)]
+        least, most = RANGES[dimension(self.metric)]
         if self.metric.startswith("user."):
             least = -math.inf
-        if not least <= limit <= most:
+        # No time, size or ratio is zero: a limit of zero is a slip.
+        nothing = self.max is not None and limit == 0 and most == math.inf and least == 0
+        if not least <= limit <= most or (nothing and dimension(self.metric) != "number"):
             raise ValueError(
                 f"{self.bound!r} can never be a limit of {self.metric}{_hint(limit, most)}"
             )
@@ -616,6 +639,14 @@ class Budget(Section):
         return value
 
 
+_AGAINST_BASELINE: dict[Metric, str] = {
+    "latency_vs_baseline": "1.03 x",
+    "accuracy_vs_baseline": "0 points",
+    "memory_vs_baseline": "1.1 x",
+    "size_vs_baseline": "1.05 x",
+}
+
+
 class Gate(Section):
     """What must hold for exit code 0."""
 
@@ -624,13 +655,15 @@ class Gate(Section):
     )
     budgets: list[Budget] = Field(default_factory=list)
     max_seconds: NonNegative = Field(
-        60.0, description="Measure again for this long in all while a budget on time is undecided."
+        60.0,
+        description="Measure what an undecided budget on time is on again, for this long in all; a "
+        "comparison with the baseline ends after this long too (never before its first look).",
     )
     baseline: str | None = Field(
         None,
         description="A run folder, or a .onnx or .xml file: it is measured beside the student, in turns. "
-        "Without *_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, "
-        "size ≤ 1.05 x.",
+        "Where no budget is on that very metric: latency_vs_baseline ≤ 1.03 x, accuracy_vs_baseline ≤ "
+        "0 points, memory_vs_baseline ≤ 1.1 x, size_vs_baseline ≤ 1.05 x.",
     )
     rerun_baseline: bool | None = Field(
         None,
@@ -638,7 +671,15 @@ class Gate(Section):
         "again where its files are there.",
     )
     allow: list[
-        Literal["machine", "precision", "threads", "runtime_version", "limits", "throttled"]
+        Literal[
+            "machine",
+            "precision",
+            "threads",
+            "batch_size",
+            "runtime_version",
+            "limits",
+            "throttled",
+        ]
     ] = Field([], description="Differences from the baseline that do not matter to you.")
     metrics: str | None = Field(
         None,
@@ -648,17 +689,12 @@ class Gate(Section):
 
     @property
     def all_budgets(self) -> list[Budget]:
-        """`budgets`, with the default ones against the baseline where none are given."""
-        given = any(b.metric.endswith("_vs_baseline") for b in self.budgets)
-        if self.baseline is None or given:
+        """`budgets`; with a baseline also the default ones on the metrics that none of them is on."""
+        if self.baseline is None:
             return self.budgets
-        return [
-            *self.budgets,
-            Budget(metric="latency_vs_baseline", max="1.03 x"),
-            Budget(metric="accuracy_vs_baseline", max="0 points"),
-            Budget(metric="memory_vs_baseline", max="1.1 x"),
-            Budget(metric="size_vs_baseline", max="1.05 x"),
-        ]
+        given = {budget.metric for budget in self.budgets}
+        defaults = (Budget(metric=m, max=limit) for m, limit in _AGAINST_BASELINE.items())
+        return [*self.budgets, *(budget for budget in defaults if budget.metric not in given)]
 
 
 class BudgetFile(Section):
