@@ -32,6 +32,7 @@ COMMANDS = {
     "history": "Show what earlier gates found, and the commits at which a figure moved.",
     "operators": "Show where the time goes, operator by operator.",
     "methods": "List the distillation methods.",
+    "schemes": "List the schemes: who learns from whom.",
     "knowledge": "Show, verify and prune what teachers said.",
     "targets": "List, show, check, make and calibrate device descriptors.",
     "zoo": "List the built-in reference networks.",

@@ -37,6 +37,9 @@ from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.teacher import Teacher
 from edgekd.teachers.teacher import load as load_teacher
 
+# In the folder of what is being trained; gone when it is.
+CHECKPOINT = "checkpoint.pt"
+
 
 @dataclass(frozen=True)
 class Known:
@@ -226,7 +229,7 @@ class Workshop:
         self._checkpoint(folder).unlink(missing_ok=True)
 
     def _checkpoint(self, folder: str) -> Path:
-        return self.context.folder / folder / "checkpoint.pt"
+        return self.context.folder / folder / CHECKPOINT
 
     # -- teachers ---------------------------------------------------------------------------
 
