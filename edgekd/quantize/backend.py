@@ -174,12 +174,10 @@ def _check(samples: Samples, model: ModelProto, source: Path) -> None:
     if not samples:
         raise StageError("there are no samples to calibrate with", where=str(source))
     if isinstance(samples[0], dict):
-        named = cast("list[dict[str, np.ndarray]]", samples)
-        for name in named[0]:
-            _check_input([sample[name] for sample in named], name, model, source)
+        for name in samples[0]:
+            _check_input([sample[name] for sample in samples], name, model, source)
     else:
-        single = cast("list[np.ndarray]", samples)
-        _check_input(single, input_name(model), model, source)
+        _check_input(samples, input_name(model), model, source)
 
 
 def _check_input(samples: list[np.ndarray], name: str, model: ModelProto, source: Path) -> None:
