@@ -142,8 +142,12 @@ def _measured_again(
 
     of = (m.runtime, m.target)
     decided = _decided(budgets, "latency_vs_baseline")
-    value, interval, _ = compare(latencies(), decided, advance, gate.max_seconds)
-    yield Figure("latency_vs_baseline", value, interval, *of, True, m.variant, m.provenance)
+    value, interval, done = compare(latencies(), decided, advance, gate.max_seconds)
+    cut_short = not done and len(taken) < LOOKS[-1][0]
+    note = f"{len(taken)} launches: gate.max_seconds allows no more" if cut_short else ""
+    yield Figure(
+        "latency_vs_baseline", value, interval, *of, True, m.variant, m.provenance, note=note
+    )
     memories = [launch.memory for launch in taken if launch.memory is not None]
     # Where it cannot be told, the budget is undecided.
     ratio, bounds = mean_ratio(memories) if len(memories) == len(taken) else (None, None)

@@ -3,14 +3,16 @@
 import itertools
 import math
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from edgekd.config.schema import Budget, Gate
-from edgekd.gate.again import width_to_decide
+from edgekd.config.schema import Budget, Gate, Profile
+from edgekd.gate import again
+from edgekd.gate.again import longer, width_to_decide
 from edgekd.gate.baseline import Pair, _budgets_on
 from edgekd.gate.budget import check_budgets
 from edgekd.gate.figures import Figure
@@ -125,6 +127,41 @@ def test_the_width_that_decides_is_half_the_way_to_the_limit():
     assert width(0.020) == 0.005
     assert width(1e-9) == 0.5
     assert width(0.018, "latency_p99") < 1e-5  # that no profile watches
+
+
+@pytest.mark.parametrize(("spent", "allowed"), [(None, [30, 30]), (10, [30, 50]), (70, [30])])
+def test_the_second_look_is_one_and_its_places_share_the_time(monkeypatch, spent, allowed):
+    now, given = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def measure(context, place, seconds, width):
+        given.append(seconds)
+        now[0] += spent or seconds
+        return [latency(place[1])]
+
+    def latency(runtime):
+        return Figure("latency_p50", 0.02, (0.019, 0.021), runtime, "local")
+
+    monkeypatch.setattr(again, "_measure", measure)
+    gate = Gate(budgets=[Budget(metric="latency_p50", max="20 ms")], max_seconds=60)
+    config = SimpleNamespace(gate=gate, profile=Profile())
+    context = SimpleNamespace(config=config, base=Path.cwd())
+    found = [latency("onnxruntime"), latency("openvino")]
+    report, _ = again.settle(context, found)
+    assert report.verdict == "inconclusive"
+    assert given == allowed
+    context.config.gate = gate.model_copy(update={"max_seconds": 0})
+    again.settle(context, found)
+    assert given == allowed
+
+
+def test_a_longer_look_keeps_to_its_time():
+    settings = longer(Profile(multistream=True), 60, 2, 0.01)
+    # Two models, latency and throughput of each.
+    assert 2 * 2 * settings.max_seconds == 60
+    assert settings.min_seconds <= settings.max_seconds
+    assert (settings.interval, settings.multistream, settings.operators) == (0.01, False, False)
+    assert longer(Profile(), 1, 2, 0.01).min_seconds == 0.25
 
 
 def test_accuracy_fails_only_for_what_chance_does_not_explain():
