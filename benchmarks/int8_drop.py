@@ -1,6 +1,6 @@
 """What INT8 costs students of MNIST and CIFAR-100: post-training, accuracy-aware, distillation-aware QAT.
 
-    python benchmarks/int8_drop.py [--seeds 3] [--data NAME] [--once]     go on where it was; --once: one cell only
+    python benchmarks/int8_drop.py [--seeds 3] [--data NAME] [--once]   go on where it was; --once: one
     python benchmarks/int8_drop.py --table                  only results/int8_drop.md
 
 EDGEKD_DATA names the folder with mnist/ and cifar100/. Accuracies are those of the deployed files on
