@@ -273,7 +273,7 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
     Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 7, _report, ("*/*",), ""),
+    Stage("report", 8, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

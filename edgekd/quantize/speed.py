@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
@@ -62,7 +63,7 @@ def in_turns(
     with TemporaryDirectory(prefix="edgekd-speed-") as name:
         folder = Path(name)
         np.save(folder / "inputs.npy", inputs[:1])
-        plan = {
+        plan: dict[str, Any] = {
             "models": [
                 {
                     "id": f"{target.name}/{where.runtime}/{key}",

@@ -187,7 +187,7 @@ class _Weights:
         import nncf
 
         self._model, self._recipe = model, recipe
-        self.notes = (
+        self.notes: tuple[str, ...] = (
             ("weights in INT8: OpenVINO quantizes activations while it runs",)
             if recipe.method == "dynamic"
             else ()

@@ -217,6 +217,7 @@ class _Dynamic(_Quantizer):
         import onnx
         from onnxruntime.quantization.onnx_model import ONNXModel
 
+        assert self._source.onnx is not None
         model = ONNXModel(onnx.load(self._source.onnx))
         model.replace_gemm_with_matmul()
         del model.model.graph.value_info[:]
