@@ -1,6 +1,6 @@
 """What INT8 costs students of MNIST and CIFAR-100: post-training, accuracy-aware, distillation-aware QAT.
 
-    python benchmarks/int8_drop.py [--seeds 3] [--once]     go on where it was; --once: one cell only
+    python benchmarks/int8_drop.py [--seeds 3] [--data NAME] [--once]   go on where it was; --once: one
     python benchmarks/int8_drop.py --table                  only results/int8_drop.md
 
 EDGEKD_DATA names the folder with mnist/ and cifar100/. Accuracies are those of the deployed files on
@@ -60,13 +60,14 @@ def main() -> None:
     """Run what is missing, in order, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", choices=SETUPS, action="append")
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     missing = [
         (name, seed)
         for seed in range(options.seeds)
-        for name in SETUPS
+        for name in options.data or SETUPS
         if not any((m["data"], m["seed"]) == (name, seed) for m in lines())
     ]
     for name, seed in [] if options.table else missing[: 1 if options.once else None]:
