@@ -27,19 +27,18 @@ def examine(
     student: nn.Module,
     objective: Objective,
     config: Distill,
-    teacher: Accuracy,
+    teacher: Accuracy | None,
     inputs: Tensor,
     known: Knowledge,
     labels: Tensor,
 ) -> list[str]:
     """Complaints about a distillation that is about to start, each in one line.
 
-    `teacher` is its accuracy on the validation split; `inputs`, `known` and `labels` are one batch:
-    views, what the teacher says of them, and their classes.
+    `teacher` is its accuracy on the validation split, None where it has no answers there; `inputs`,
+    `known` and `labels` are one batch: views, what the teacher says of them, and their classes.
     """
-    classes = len(teacher.per_class)
     return [
-        *_about_teacher(teacher, classes),
+        *(_about_teacher(teacher) if teacher else ()),
         *_about_answers(known, labels),
         *_about_rate(config),
         *_about_gradients(gradient_norms(student, objective, inputs, known, labels)),
@@ -69,8 +68,8 @@ def gradient_norms(
     return norms
 
 
-def _about_teacher(teacher: Accuracy, classes: int) -> Iterator[str]:
-    chance = 1 / classes
+def _about_teacher(teacher: Accuracy) -> Iterator[str]:
+    chance = 1 / len(teacher.per_class)
     if teacher.interval[0] <= 1.5 * chance:
         yield (
             f"the teacher is right on {teacher.value:.1%} of the validation split, near chance "

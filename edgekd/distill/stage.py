@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgekd.data.resolve import Dataset
 from edgekd.data.views import Views
 from edgekd.distill.doctor import examine
 from edgekd.distill.knowledge_store import KnowledgeStore
@@ -27,6 +30,7 @@ def run(context: Context) -> None:
     teacher = load(context.run, context.base, dataset) if objective.needs_teacher else None
     views = Views(dataset, config.data.augment, config.seed)
     if teacher is not None:
+        dataset = _taught(teacher, dataset, context)
         if isinstance(teacher, TorchTeacher):
             example = dataset.tensor(np.resize(dataset.train, 4))
             objective.prepare(student, teacher.module, example, config.seed)
@@ -63,8 +67,8 @@ def _consult_doctor(
     views: Views,
     context: Context,
 ) -> None:
-    config, dataset = context.config.distill, context.dataset
-    batch = np.resize(dataset.train, config.batch_size)
+    config, dataset = context.config.distill, views.dataset
+    batch = np.resize(teacher.known(dataset.train), config.batch_size)
     inputs = views.batch(batch, 0)
     # Not through the store: it must hold what training batches give, and nothing else.
     known = _seen(teacher, objective)(inputs, torch.from_numpy(batch), 0)
@@ -72,6 +76,18 @@ def _consult_doctor(
     labels = torch.from_numpy(dataset.labels[batch])
     for complaint in examine(student, objective, config, accuracy, inputs, known, labels):
         context.progress.say(f"  warning: {complaint}")
+
+
+def _taught(teacher: Teacher, dataset: Dataset, context: Context) -> Dataset:
+    """The data with those training samples that the teacher has an answer to."""
+    known = teacher.known(dataset.train)
+    if len(known) == len(dataset.train):
+        return dataset
+    context.progress.say(
+        f"  note: {len(dataset.train) - len(known)} of {len(dataset.train)} training samples are left "
+        "out: the teacher has no answer to them"
+    )
+    return dataclasses.replace(dataset, train=known)
 
 
 def _tell_taps(objective: Objective, context: Context) -> None:

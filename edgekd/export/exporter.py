@@ -17,10 +17,11 @@ from edgekd.results import ModelCard
 class Source:
     """A finished model on its way out. `example` is a normalised float32 batch (n ≥ 2, …).
 
-    `onnx` is the model's ONNX file, made before every other format.
+    `onnx` is the model's ONNX file, made before every other format. `module` is None for a teacher
+    that came as such a file.
     """
 
-    module: nn.Module
+    module: nn.Module | None
     card: ModelCard
     example: Tensor
     onnx: Path

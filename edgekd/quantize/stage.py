@@ -10,6 +10,7 @@ from edgekd.quantize.backend import Sample, quantize, reduced_range, require
 from edgekd.quantize.recipes import RECIPES
 from edgekd.quantize.samplers import calibration_samples
 from edgekd.results import Calibration, ExportedFile, QuantizeReport
+from edgekd.teachers.teacher import load
 
 
 def run(context: Context) -> None:
@@ -22,7 +23,7 @@ def run(context: Context) -> None:
     require()
     recipe = RECIPES.find(settings.recipe, context.base)
     student = role.load(context.run, "student", context.base)
-    teacher = role.load(context.run, "teacher", context.base)
+    teacher = load(context.run, context.base, dataset)
     chosen = calibration_samples(recipe, dataset, teacher, student)
     samples = list(dataset.tensor(chosen).numpy()[:, None])
     sources = [file for file in context.run.export.files if file.role == "student"]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from edgekd.config.schema import Teacher as Configured
+    from edgekd.config.schema import Config
     from edgekd.data.resolve import Dataset
     from edgekd.distill.method import Knowledge
     from edgekd.pipeline.run import Run
@@ -55,7 +55,7 @@ class Teacher:
     Options: ClassVar[type[Options] | None] = Options
 
     @classmethod
-    def identity(cls, config: Configured, base: Path) -> Any:
+    def identity(cls, config: Config, base: Path) -> dict[str, Any]:
         """Plain data that changes when its answers may: content of files, address, options.
 
         Found without opening it, in milliseconds. Raises UsageError for files that are missing, and
@@ -119,6 +119,16 @@ def kind_of(model: str) -> type[Teacher]:
     """The kind that `teacher.model` names; networks (zoo:…, package:factory) are white-box ones."""
     kind = model.partition(":")[0]
     return TEACHERS.get(kind if kind in TEACHERS.names() and kind != TORCH else TORCH)
+
+
+def location(config: Config, base: Path) -> Path:
+    """The file behind the colon of `teacher.model`. Raises UsageError when there is none."""
+    kind, _, text = config.teacher.model.partition(":")
+    path = base / Path(text).expanduser()
+    if not text or not path.is_file():
+        problem = f"is a folder: {path}" if text and path.is_dir() else f"no such file: {path}"
+        raise UsageError(problem if text else f"needs a path: {kind}:FILE", where="teacher.model")
+    return path
 
 
 def load(run: Run, base: Path, dataset: Dataset) -> Teacher:

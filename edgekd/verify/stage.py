@@ -1,10 +1,10 @@
-"""Stage `verify`: every exported file, in its own runtime, against the PyTorch model it came from."""
+"""Stage `verify`: every exported file, in its own runtime, against the model it came from."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +12,12 @@ from edgekd.artifacts import write_bytes
 from edgekd.config.schema import Verify
 from edgekd.distill.trainer import predict
 from edgekd.errors import StageError
-from edgekd.models import role as roles
-from edgekd.models.role import accuracy
+from edgekd.models import role
+from edgekd.models.role import accuracy, accuracy_of
 from edgekd.pipeline.stages import Context
 from edgekd.profile.device.runtimes import RUNTIMES, Session, load
-from edgekd.results import ExportedFile, Parity, Role, VerifyReport
+from edgekd.results import ExportedFile, Parity, VerifyReport
+from edgekd.teachers.teacher import load as load_teacher
 from edgekd.verify.examples import pick, within
 from edgekd.verify.parity import compare, worst
 
@@ -38,11 +39,22 @@ def run(context: Context) -> None:
     dataset, settings = context.dataset, context.config.verify
     labels, classes = dataset.labels[dataset.test], len(dataset.classes)
     files = context.run.files
-    torch_logits = {
-        role: predict(roles.load(context.run, role, context.base), dataset, dataset.test).numpy()
-        for role in get_args(Role)
+    teacher = load_teacher(context.run, context.base, dataset)
+    student = role.load(context.run, "student", context.base)
+    before = {
+        "teacher": teacher.answers(dataset, dataset.test),
+        "student": predict(student, dataset, dataset.test).numpy(),
     }
-    logits = {f"pytorch/{role}": value for role, value in torch_logits.items()}
+    known = np.isfinite(before["teacher"]).all(axis=1)
+    logits = {f"pytorch/{role}": value for role, value in before.items()}
+    if not teacher.exports:
+        # It answers the same wherever the student runs.
+        formats = {file.format for file in files}
+        logits |= {
+            f"{name}/teacher": before["teacher"]
+            for name, runtime in RUNTIMES.items()
+            if formats & set(runtime.formats)
+        }
     results: list[Parity] = []
     with context.progress.task("verify", len(files)) as task:
         for file in files:
@@ -50,7 +62,7 @@ def run(context: Context) -> None:
                 session = load(runtime, context.run.path / file.path, threads=1, precision="f32")
                 answer = _logits(session, dataset, dataset.test, _BATCH)
                 logits[f"{runtime}/{file.name}"] = answer
-                reference = torch_logits[file.role]
+                reference = before[file.role]
                 where = f"{file.path} in {runtime}"
                 tolerance = _tolerance(settings, file)
                 sample = min(settings.samples, len(labels))
@@ -73,9 +85,7 @@ def run(context: Context) -> None:
                         snr=errors.snr,
                         cosine=errors.cosine,
                         agreement=errors.agreement,
-                        teacher_agreement=float(
-                            (answer.argmax(1) == torch_logits["teacher"].argmax(1)).mean()
-                        ),
+                        teacher_agreement=_agreement(answer[known], before["teacher"][known]),
                         tolerance=tolerance,
                         passed=errors.max_relative <= tolerance,
                         accuracy=accuracy(answer.argmax(1), labels, classes),
@@ -85,20 +95,29 @@ def run(context: Context) -> None:
     _check(results)
     VerifyReport(
         reference={
-            role: accuracy(value.argmax(1), labels, classes) for role, value in torch_logits.items()
+            role: found
+            for role, value in before.items()
+            if (found := accuracy_of(value, dataset, dataset.test)) is not None
         },
         files=tuple(results),
     ).write(context.folder / "parity.json")
     buffer = io.BytesIO()
     np.savez_compressed(buffer, labels=labels, indices=dataset.test, **logits)  # type: ignore[arg-type]
     write_bytes(context.folder / "logits.npz", buffer.getvalue())
-    _keep_examples(context, labels, logits)
+    _keep_examples(context, labels, logits, known)
 
 
-def _keep_examples(context: Context, labels: np.ndarray, logits: dict[str, np.ndarray]) -> None:
+def _agreement(answers: np.ndarray, teacher: np.ndarray) -> float | None:
+    return float((answers.argmax(1) == teacher.argmax(1)).mean()) if len(teacher) else None
+
+
+def _keep_examples(
+    context: Context, labels: np.ndarray, logits: dict[str, np.ndarray], known: np.ndarray
+) -> None:
     dataset = context.dataset
-    students = [value for name, value in logits.items() if name.rpartition("/")[2] != "teacher"]
-    positions = pick(labels, logits["pytorch/teacher"], students, context.config.verify.examples)
+    of_students = [v[known] for name, v in logits.items() if name.rpartition("/")[2] != "teacher"]
+    teacher, most = logits["pytorch/teacher"][known], context.config.verify.examples
+    positions = np.flatnonzero(known)[pick(labels[known], teacher, of_students, most)]
     positions = within(positions, dataset.inputs[0].nbytes)
     buffer = io.BytesIO()
     inputs = dataset.inputs[dataset.test[positions]]

@@ -34,6 +34,7 @@ def export_onnx(source: Source, folder: Path, config: Export) -> Exported:
     import torch
 
     path = folder / f"{source.card.role}.onnx"
+    assert source.module is not None
     log = folder / f"{source.card.role}.onnx.log"
     with _quiet() as captured:
         try:
@@ -77,6 +78,7 @@ def _traced(source: Source) -> torch.nn.Module | torch.export.ExportedProgram:
     """
     import torch
 
+    assert source.module is not None
     try:
         program = torch.export.export(
             source.module,
