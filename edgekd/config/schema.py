@@ -166,7 +166,7 @@ class Teacher(Model):
             return self
         if self.weights is not None:
             raise ValueError(f"weights are of PyTorch networks; {self.model} has its own")
-        options(kind, self.args)
+        kind.check(self.model, options(kind, self.args))
         return self
 
 
@@ -476,8 +476,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _teacher_can_give_it(self) -> Config:
         kind = kind_of(self.teacher.model)
+        provides = kind.provides
+        if kind.Options is not None:
+            provides = kind.possible(options(kind, self.teacher.args))
         try:
-            check_methods(self.distill.methods.entries, kind.provides, who=self.teacher.model)
+            check_methods(self.distill.methods.entries, provides, who=self.teacher.model)
         except UsageError as error:
             raise _at(("distill", "methods"), f"{error.what}; {error.fix}") from None
         for position, budget in enumerate(self.gate.budgets):

@@ -59,6 +59,22 @@ class KnowledgeStore:
             self._known[view, rows] = True
         return torch.from_numpy(self._logits[view, rows])
 
+    def known(self, rows: np.ndarray, view: int) -> np.ndarray:
+        """Which of the samples `rows` (n,) are known, (n,) bool."""
+        found: np.ndarray = self._known[view, rows]
+        return found
+
+    def read(self, rows: np.ndarray, view: int) -> Tensor | None:
+        """The logits (n, classes) of the samples `rows`, or None unless all of them are known."""
+        if not self._known[view, rows].all():
+            return None
+        return torch.from_numpy(self._logits[view, rows])
+
+    def keep(self, rows: np.ndarray, view: int, values: Tensor) -> None:
+        """Write logits (n, classes) that came from elsewhere."""
+        self._logits[view, rows] = values.numpy()
+        self._known[view, rows] = True
+
     @property
     def filled(self) -> float:
         """The share of (sample, view) pairs that are known, in [0, 1]."""

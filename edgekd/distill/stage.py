@@ -31,6 +31,7 @@ def run(context: Context) -> None:
     views = Views(dataset, config.data.augment, config.seed)
     if teacher is not None:
         dataset = _taught(teacher, dataset, context)
+        teacher.prepare(context, views)
         if isinstance(teacher, TorchTeacher):
             example = dataset.tensor(np.resize(dataset.train, 4))
             objective.prepare(student, teacher.module, example, config.seed)
@@ -103,7 +104,7 @@ def _knowledge(
     """What the teacher says of a batch: its logits from the store that all runs beside this one
     share, or, where features are needed too, by running it.
     """
-    if objective.teacher_taps or not teacher.sees_views:
+    if objective.teacher_taps or teacher.keeps or not teacher.sees_views:
         return _seen(teacher, objective)
     config, run = context.config, context.run
     artifacts = run.manifest.stages["teacher"].artifacts

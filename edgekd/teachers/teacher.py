@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from edgekd.config.schema import Config
     from edgekd.data.resolve import Dataset
+    from edgekd.data.views import Views
     from edgekd.distill.method import Knowledge
     from edgekd.pipeline.run import Run
     from edgekd.pipeline.stages import Context
@@ -51,8 +52,19 @@ class Teacher:
     provides: frozenset[Kind]
     exports: ClassVar[bool] = False
     sees_views: bool = True
+    keeps: ClassVar[bool] = False
     # None: the keyword arguments of a factory, which only it can check.
     Options: ClassVar[type[Options] | None] = Options
+
+    @classmethod
+    def check(cls, model: str, args: Any) -> None:
+        """Raises ValueError for a `teacher.model` that cannot be read; `args` are its options."""
+
+    @classmethod
+    def possible(cls, args: Any) -> frozenset[Kind]:
+        """What it can give with these options; less than `provides` where they say so."""
+        gives = getattr(args, "gives", None)
+        return frozenset({"labels"}) if gives == "labels" else cls.provides
 
     @classmethod
     def identity(cls, config: Config, base: Path) -> dict[str, Any]:
@@ -83,6 +95,12 @@ class Teacher:
         with a 1. Raises StageError for samples that it has no answer to.
         """
         raise NotImplementedError
+
+    def prepare(self, context: Context, views: Views) -> None:
+        """Called once before a training on `views`. Who is dear to ask is asked about all of them here.
+
+        Such a teacher keeps its answers itself (`keeps`); others are kept by the distill stage.
+        """
 
     def answers(self, dataset: Dataset, indices: np.ndarray) -> np.ndarray:
         """float32 logits (n, classes) of unaugmented samples; rows of NaN where it has no answer."""

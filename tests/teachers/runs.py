@@ -10,7 +10,7 @@ SMALL = {
     "name": "small",
     "teacher": {
         "model": "zoo:mlp",
-        "args": {"hidden": [64]},
+        "args": {"hidden": [64], "norm": False},
         "train": {"epochs": 6, "threads": 1, "learning_rate": 0.05},
     },
     "student": {"model": "zoo:mlp", "args": {"hidden": [16]}},
