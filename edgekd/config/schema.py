@@ -152,7 +152,7 @@ class Teacher(Model):
     model: str = Field(
         "zoo:resnet20x2",
         description="zoo:NAME | package.module:factory | path/to/file.py:factory | onnx:FILE | "
-        "records:FILE | oip://HOST:PORT/MODEL | oips://HOST:PORT/MODEL | chat:FOLDER.",
+        "records:FILE | oip://HOST:PORT/MODEL | oips://HOST:PORT/MODEL.",
     )
     weights: str | None = Field(
         None, description="A .safetensors file or a weights-only checkpoint; null: train it here."

@@ -46,7 +46,10 @@ class Client:
         self.url, self.retries, self.pause = url.rstrip("/"), retries, pause
         self.requests = 0
         self._stop = threading.Event()
-        self._headers = {"Content-Type": "application/json", **_authorisation(key)}
+        self._secret = _secret(key)
+        self._headers = {"Content-Type": "application/json"}
+        if self._secret:
+            self._headers["Authorization"] = f"Bearer {self._secret}"
         if ca is not None and not ca.is_file():
             raise UsageError(f"no such file: {ca}", where="teacher.args.ca")
         self._pool = urllib3.PoolManager(
@@ -103,7 +106,7 @@ class Client:
                 retries=False, redirect=False, preload_content=False,
             )  # fmt: skip
             try:
-                text = response.read(_MAX_BYTES)
+                text = self._without_secret(response.read(_MAX_BYTES))
             finally:
                 response.release_conn()
         except exceptions.SSLError as error:
@@ -123,6 +126,10 @@ class Client:
             return None, b"", f"the server cannot be reached: {_reason(error)}", 0.0
         problem = f"the server says {response.status}: {_message(text)}"
         return response.status, text, problem, _seconds(response.headers.get("Retry-After"))
+
+    def _without_secret(self, text: bytes) -> bytes:
+        """Servers repeat a wrong key in their complaint."""
+        return text.replace(self._secret.encode(), b"***") if self._secret else text
 
     def _wait(self, attempt: int, after: float) -> None:
         longest = min(_LONGEST_PAUSE, self.pause * 2**attempt)
@@ -161,12 +168,15 @@ def refusal(status: int, problem: str, where: str) -> StageError:
     return StageError(problem, where=where)
 
 
-def _authorisation(key: str | None) -> dict[str, str]:
+def _secret(key: str | None) -> str:
     if key is None:
-        return {}
-    if not os.environ.get(key):
-        raise UsageError(f"the environment variable {key} is not set", where="teacher.args.key")
-    return {"Authorization": f"Bearer {os.environ[key].strip()}"}
+        return ""
+    secret = os.environ.get(key, "").strip()
+    if not secret:
+        raise UsageError(f"the environment variable {key} is not set", where="key")
+    if not (secret.isascii() and secret.isprintable()) or " " in secret:
+        raise UsageError(f"the environment variable {key} holds no key", where="key")
+    return secret
 
 
 def _urllib3() -> Any:
