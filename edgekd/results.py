@@ -7,7 +7,7 @@ An `interval` is a 95 % confidence interval (low, high).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,7 +19,7 @@ Role = Literal["teacher", "student"]
 Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
-Variant = Literal["f32", "int8"]
+Variant = Literal["f32", "f16", "int8"]
 # What a latency sample is: one call, or the median or mean of several, where a tool or clock gives no more.
 SampleKind = Literal["call", "median", "mean"]
 
@@ -93,12 +93,27 @@ class Epoch(Record):
     validation_loss: float
 
 
+class Computing(Record):
+    """How training steps were computed; `milliseconds` of a step by candidate, where it was measured."""
+
+    device: str = "cpu"
+    precision: str = "f32"
+    channels_last: bool = False
+    compile: bool = False
+    milliseconds: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        layout = ["channels-last"] if self.channels_last else []
+        return ", ".join([self.device, self.precision, *layout, *["compiled"][: self.compile]])
+
+
 class History(Record):
     """`history.json` of a training: epochs in order; `best` indexes the one that was kept."""
 
     epochs: tuple[Epoch, ...]
     best: int
     seconds: float
+    computing: Computing | None = None
 
 
 class Accuracy(Record):
@@ -121,6 +136,27 @@ class TrainingReport(Record):
     test: Accuracy | None
 
 
+class SchemeModel(Record):
+    """A model that a scheme made: `folder` below `student/`, or None for a teacher made of others.
+
+    `classes` are those that a specialist tells apart.
+    """
+
+    name: str
+    folder: str | None = None
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeReport(Record):
+    """`student/scheme.json`: what was trained on the way to the student, in order."""
+
+    scheme: str
+    models: tuple[SchemeModel, ...]
+
+
 class ExportedFile(Record):
     """One deployable file; `files` are all its parts, `path` the one to open, both run-relative."""
 
@@ -132,6 +168,10 @@ class ExportedFile(Record):
     seconds: float
     variant: Variant = "f32"
     opset: int | None = None
+    producer: str | None = None
+    notes: tuple[str, ...] = ()
+    # INT8 only: its weights were trained further, so that parity is with what that has made.
+    trained: bool = False
 
     @property
     def name(self) -> str:
@@ -139,10 +179,35 @@ class ExportedFile(Record):
         return self.role if self.variant == "f32" else f"{self.role}-{self.variant}"
 
 
+class DeviceFile(ExportedFile):
+    """The student's file `made_from` in the form that devices want, to be fed and read otherwise.
+
+    `input` "raw": values as sensors give them, of type `input_type`, which the file normalises
+    itself. `format` may also be "ort". Verified beside its original, which is what is profiled.
+    """
+
+    made_from: str
+    input: Literal["normalised", "raw"]
+    input_type: Literal["uint8", "float32"]
+    output: Literal["logits", "softmax", "argmax"]
+
+
 class ExportReport(Record):
     """`export/export.json`."""
 
     files: tuple[ExportedFile, ...]
+    device: tuple[DeviceFile, ...] = ()
+
+
+class Arithmetic(Record):
+    """What types an INT8 file has, for the CPUs that it is meant for.
+
+    With `reduced_range` weights have 7 bits; `cpus` are architecture and ISA of the targets.
+    """
+
+    reduced_range: bool
+    activations: Literal["uint8", "int8"]
+    cpus: tuple[str, ...]
 
 
 class Calibration(Record):
@@ -150,7 +215,100 @@ class Calibration(Record):
 
     recipe: dict[str, object]
     samples: tuple[int, ...]
-    reduced_range: bool
+    arithmetic: Arithmetic
+
+
+class LayerSensitivity(Record):
+    """What quantizing one layer alone does to the logits of a few calibration samples.
+
+    `snr` is in dB, against the float32 file (None where nothing changes); `divergence` is the
+    mean of KL(teacher ‖ ·) and KL(student ‖ ·) in nats, less that of the float32 file.
+    """
+
+    layer: str
+    snr: float | None
+    divergence: float
+
+
+class TradeOff(Record):
+    """One evaluation: with so many layers, the most sensitive first, left in float32."""
+
+    reverted: int
+    accuracy: float
+    size: int
+
+
+class AccuracyAware(Record):
+    """How layers were reverted until accuracy on the validation split held.
+
+    `sensitivities` are in falling order; `curve` has every evaluation, by number of layers;
+    `reverted` is the number that was kept.
+    """
+
+    format: str
+    max_drop: float
+    samples: int
+    float32: float
+    size_float32: int
+    sensitivities: tuple[LayerSensitivity, ...]
+    curve: tuple[TradeOff, ...]
+    reverted: int
+
+
+class LayerSpeed(Record):
+    """Latency with one layer left in float32, by that with every layer quantized; below 1: faster."""
+
+    layer: str
+    ratio: float
+    interval: tuple[float, float]
+    kept_float32: bool
+
+
+class SpeedAware(Record):
+    """What was measured of an INT8 file's layers on a target; `left_out` had no time left."""
+
+    format: str
+    target: str
+    runtime: str
+    layers: tuple[LayerSpeed, ...]
+    left_out: tuple[str, ...]
+    seconds: float
+
+
+class BackendSpeed(Record):
+    """Median latencies (seconds) of one format's INT8 files by backend, measured in turns."""
+
+    format: str
+    target: str
+    runtime: str
+    float32: float
+    backends: dict[str, float]
+    chosen: str
+
+
+class QatParity(Record):
+    """An INT8 file against the fake-quantized PyTorch model it was made from, on validation samples."""
+
+    format: str
+    runtime: str
+    samples: int
+    max_error: float
+    snr: float | None
+    agreement: float
+
+
+class QatReport(Record):
+    """Training with fake quantization: accuracies (shares) on the validation split, in PyTorch.
+
+    `validation_f32` is the student's, `validation_before` and `validation_after` the fake-quantized
+    one's.
+    """
+
+    history: History
+    validation_f32: float
+    validation_before: float
+    validation_after: float
+    parity: tuple[QatParity, ...] = ()
 
 
 class QuantizeReport(Record):
@@ -158,6 +316,11 @@ class QuantizeReport(Record):
 
     files: tuple[ExportedFile, ...]
     calibration: Calibration | None
+    device: tuple[DeviceFile, ...] = ()
+    accuracy_aware: tuple[AccuracyAware, ...] = ()
+    speed_aware: tuple[SpeedAware, ...] = ()
+    backends: tuple[BackendSpeed, ...] = ()
+    qat: QatReport | None = None
 
 
 class Parity(Record):
@@ -183,7 +346,127 @@ class Parity(Record):
     snr: float | None = None
     cosine: float
     agreement: float
+    agreement_interval: Interval | None = None
     teacher_agreement: float | None
+    tolerance: float
+    passed: bool
+    accuracy: Accuracy
+
+
+class InputCase(Record):
+    """One kind of inputs through a file and its source; errors as in `Parity`.
+
+    `max_error` is a share of the largest logit of the source, for these or for real samples.
+    `tolerance` None: told, not judged, as for INT8 files beyond what they were calibrated for.
+    Without errors, `note` says why.
+    """
+
+    inputs: str
+    samples: int
+    max_abs_error: float | None = None
+    max_error: float | None = None
+    snr: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    agreement_interval: Interval | None = None
+    tolerance: float | None
+    passed: bool
+    note: str = ""
+
+
+class Edge(Record):
+    """A file, computed by `runtime` in `precision`, against `source`: "PyTorch" or another file.
+
+    The first of `cases` are real samples in the largest batch.
+    """
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    precision: str
+    source: str
+    cases: tuple[InputCase, ...] = Field(min_length=1)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every kind of inputs did."""
+        return all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> InputCase:
+        """One that failed, or else that nearest to its tolerance."""
+        return max(
+            self.cases, key=lambda c: (not c.passed, (c.max_error or 0) / (c.tolerance or 1e9))
+        )
+
+
+class Layer(Record):
+    """The output of a PyTorch module as a file computes it, fed the same network inputs.
+
+    `type` is the file's operator that makes it, `weights` the parameter that it reads: a
+    convolution with a folded batch normalization bears the latter's path. `shape` is without the
+    batch. `max_error` is max|Δ| / max|PyTorch's|, None where the file's is not finite.
+    """
+
+    module: str
+    type: str
+    weights: str | None
+    tensor: str
+    shape: tuple[int, ...]
+    max_error: float | None
+    snr: float | None
+
+    @property
+    def label(self) -> str:
+        """The module, and whose weights it has where that is another."""
+        owner = (self.weights or "").rpartition(".")[0]
+        name = self.module or "the model's output"
+        return f"{name} (weights of {owner})" if owner and owner != self.module else name
+
+
+class LayerComparison(Record):
+    """What `edgekd verify --layers` prints of one file, in the order of execution."""
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    samples: int
+    tolerance: float
+    layers: tuple[Layer, ...]
+    note: str = ""
+
+    @property
+    def first(self) -> int | None:
+        """The position of the first layer whose error is past the tolerance."""
+        past = (
+            position
+            for position, layer in enumerate(self.layers)
+            if layer.max_error is None or layer.max_error > self.tolerance
+        )
+        return next(past, None)
+
+
+class DeviceFileParity(Record):
+    """A device file against the file that it was made from, on the whole test split.
+
+    `max_error` is max|Δlogit| / max|logit|, or max|Δprobability|; None for class numbers. It must
+    not exceed `tolerance`. `agreement` is the share of samples with the same top-1 answer; of the
+    others, `undecided` answered with a logit as good as the best one within the tolerance.
+    """
+
+    path: str
+    format: str
+    variant: Variant
+    runtime: str
+    input: Literal["normalised", "raw"]
+    input_type: Literal["uint8", "float32"]
+    output: Literal["logits", "softmax", "argmax"]
+    samples: int
+    max_error: float | None
+    agreement: float
+    undecided: int
     tolerance: float
     passed: bool
     accuracy: Accuracy
@@ -193,10 +476,14 @@ class VerifyReport(Record):
     """`verify/parity.json`; `reference` is the accuracy before export, on the same test split.
 
     Without a teacher that has no answers there.
+    `notes` are what could not be verified on this machine.
     """
 
     reference: dict[Role, Accuracy]
     files: tuple[Parity, ...]
+    device: tuple[DeviceFileParity, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Latency(Record):
@@ -404,7 +691,7 @@ class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
     `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one. `value` is None where
-    it could not be measured.
+    it could not be measured; `shown` is it in words, with its interval and what to know of it.
     """
 
     metric: str
@@ -418,14 +705,19 @@ class Check(Record):
     verdict: Verdict
     text: str
     provenance: Provenance = "measured"
+    shown: str = ""
 
 
 class GateReport(Record):
-    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive."""
+    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive.
+
+    `held_to` is the section `gate` of the configuration that it was held to, options included.
+    """
 
     verdict: Verdict
     exit_code: int
     checks: tuple[Check, ...]
+    held_to: dict[str, Any] = {}
 
 
 class Costs(Record):

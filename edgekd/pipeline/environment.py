@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "torch", "numpy", "onnx", "onnxscript", "onnxruntime", "openvino", "scikit-learn", "safetensors",
+    "torch", "numpy", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "scikit-learn",
+    "safetensors",
 )  # fmt: skip
 
 

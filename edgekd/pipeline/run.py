@@ -15,6 +15,7 @@ from pydantic import field_validator
 from edgekd.artifacts import disk_errors, sha256_file
 from edgekd.errors import UsageError
 from edgekd.results import (
+    DeviceFile,
     ExportedFile,
     ExportReport,
     GateReport,
@@ -117,6 +118,11 @@ class Run:
     def files(self) -> tuple[ExportedFile, ...]:
         """Everything that can be deployed: exported and quantized files."""
         return (*self.export.files, *self.quantize.files)
+
+    @property
+    def device_files(self) -> tuple[DeviceFile, ...]:
+        """The same as devices want them, where that was asked for."""
+        return (*self.export.device, *self.quantize.device)
 
     @property
     def verify(self) -> VerifyReport:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifacts import sha256_file
-from edgekd.config.schema import Config, Model, Teacher, Training
+from edgekd.config.schema import Config, Model, Training, Weighted
 from edgekd.errors import UsageError
 from edgekd.pipeline.run import Run
 from edgekd.progress import Progress
@@ -117,23 +117,53 @@ def _teacher(config: Config, base: Path) -> dict[str, Any]:
     }
 
 
-def weights_path(teacher: Teacher, base: Path) -> Path:
-    """The file `teacher.weights` names. Raises UsageError when there is none."""
+def weights_path(teacher: Weighted, base: Path, where: str = "teacher.weights") -> Path:
+    """The file its `weights` names. Raises UsageError when there is none."""
     path = base / (teacher.weights or "")
     if not path.is_file():
         raise UsageError(
             f"is a folder: {path}" if path.is_dir() else f"no such file: {path}",
-            where="teacher.weights",
+            where=where,
             fix="give a .safetensors file or a weights-only checkpoint, or null to train it here",
         )
     return path
 
 
+def unlabelled_part(config: Config, base: Path) -> str | None:
+    """The content of the samples without labels, if there are any."""
+    from edgekd.data.resolve import unlabelled_fingerprint
+
+    source = config.distill.transfer.unlabelled
+    return None if source is None else unlabelled_fingerprint(source, config.data, base)
+
+
 def _distill(config: Config, base: Path) -> dict[str, Any]:
+    from edgekd.teachers.teacher import TORCH, kind_of
+
+    scheme = config.distill.scheme.entry
+    if scheme.needs_network(config.teacher) and kind_of(config.teacher.model).kind != TORCH:
+        raise UsageError(
+            f"scheme {scheme.name} trains networks like the teacher, and {config.teacher.model} is none "
+            "that can be trained here",
+            where="distill.scheme",
+            fix="give a teacher of zoo:NAME or package.module:factory, or another scheme",
+        )
+    networks = [
+        {
+            **network_part(network, base, "distill.scheme"),
+            "weights": sha256_file(weights_path(network, base, "distill.scheme"))
+            if isinstance(network, Weighted) and network.weights
+            else None,
+        }
+        for network in scheme.networks()
+    ]
     return {
         "data": data_part(config, base),
         "network": network_part(config.student, base, "student"),
         "distill": training_part(config.distill),
+        "networks": networks,
+        "unlabelled": unlabelled_part(config, base),
+        "teachers": training_part(config.teacher.train) if scheme.trains_teachers else None,
     }
 
 
@@ -142,14 +172,26 @@ def _export(config: Config, base: Path) -> dict[str, Any]:
 
 
 def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
+    from edgekd.profile.targets import find
+    from edgekd.quantize.arithmetic import arithmetic
     from edgekd.quantize.recipes import RECIPES
 
     if config.quantize is None:
         return None
+    recipe = RECIPES.find(config.quantize.recipe, base)
+    targets = [find(name, base) for name in config.profile.targets]
+    # Where speed decides, the files are for those targets, and this machine.
+    measured = config.quantize.speed_aware or recipe.backend == "auto"
     return {
-        "quantize": config.quantize.model_dump(mode="json"),
-        "recipe": RECIPES.find(config.quantize.recipe, base).model_dump(mode="json"),
+        "quantize": config.quantize.model_dump(mode="json", exclude={"qat"}),
+        "qat": config.quantize.qat
+        and {"train": training_part(config.quantize.qat), "distill": training_part(config.distill)},
+        "recipe": recipe.model_dump(mode="json"),
+        "types": arithmetic(recipe, targets).model_dump(mode="json", exclude={"cpus"}),
+        "targets": [target.model_dump(mode="json") for target in targets] if measured else None,
+        "machine": [platform.node(), platform.machine()] if measured else None,
         "data": data_part(config, base),
+        "onnxruntime": _installed("onnxruntime"),
         "nncf": _installed("nncf"),
     }
 
@@ -162,8 +204,10 @@ def _installed(package: str) -> str | None:
 
 
 def _verify(config: Config, base: Path) -> dict[str, Any]:
-    data = data_part(config, base)
-    return {"verify": config.verify.model_dump(mode="json"), "data": data}
+    from edgekd.verify.precisions import lower_precisions
+
+    part = {"verify": config.verify.model_dump(mode="json"), "data": data_part(config, base)}
+    return part | {"precisions": lower_precisions(config, base)}
 
 
 def _profile(config: Config, base: Path) -> dict[str, Any]:
@@ -207,12 +251,14 @@ def _baseline(config: Config, base: Path) -> dict[str, str]:
     if path.is_file():
         return {part.name: sha256_file(part) for part in model_parts(path)}
     manifest = Run.open(path).manifest
-    return {
-        name: artifact.sha256
+    names = (
+        name
         for stage in ("export", "quantize", "verify", "profile")
         if stage in manifest.stages
-        for name, artifact in manifest.stages[stage].artifacts.items()
-    }
+        for name in manifest.stages[stage].artifacts
+    )
+    # What is there now, whatever the manifest says of it.
+    return {name: sha256_file(path / name) for name in names if (path / name).is_file()}
 
 
 def _report(config: Config, base: Path) -> dict[str, Any]:
@@ -239,7 +285,7 @@ LINE: tuple[Stage, ...] = (
     Stage("teacher", 3, _teacher, (), "teacher", shareable=True),
     Stage(
         "distill",
-        2,
+        3,
         _distill,
         _TEACHER,
         "student",
@@ -247,17 +293,17 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage(
         "export",
-        3,
+        4,
         _export,
         _MODELS,
         "export",
-        tools=("torch", "onnx", "onnxscript", "openvino"),
+        tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino"),
         shareable=True,
     ),
-    Stage("quantize", 1, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage("quantize", 4, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
-        4,
+        6,
         _verify,
         (*_MODELS, *_FILES),
         "verify",
@@ -265,8 +311,8 @@ LINE: tuple[Stage, ...] = (
         shareable=True,
     ),
     Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
-    Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 6, _report, ("*/*",), ""),
+    Stage("gate", 5, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
+    Stage("report", 8, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

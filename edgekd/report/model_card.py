@@ -53,6 +53,10 @@ def render(contents: Contents) -> str:
         count=lambda a: f"{a.total:,}" if a else "none answered",
         command=_code(contents.manifest.command),
         files=[_file(contents, file) for file in contents.files if file.role == "student"],
+        device=[
+            (p, contents.digest(p.path) or "unknown")
+            for p in (contents.verify.device if contents.verify else ())
+        ],
         measured=[
             (
                 m,

@@ -23,7 +23,7 @@ _ROOT = "edgekd"
 _EXTRAS = ("quantize",)
 # A licence's whole text is in the package; here is its name.
 _LONGEST = 120
-_MODELS = (".onnx", ".xml", ".bin", ".safetensors")
+_MODELS = (".onnx", ".data", ".xml", ".bin", ".ort", ".safetensors")
 
 
 def document(contents: Contents, others: Mapping[str, Path], licence: str | None) -> dict[str, Any]:

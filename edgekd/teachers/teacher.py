@@ -96,6 +96,10 @@ class Teacher:
         """
         raise NotImplementedError
 
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """Logits (n, classes) of any inputs (n, …), of a kind that `exports`: exports are held to it."""
+        raise NotImplementedError
+
     def prepare(self, context: Context, views: Views) -> None:
         """Called once before a training on `views`. Who is dear to ask is asked about all of them here.
 

@@ -1,23 +1,24 @@
-"""ONNX through the torch.export-based exporter: dynamic batch, one file, labels inside."""
+"""ONNX through the torch.export-based exporter."""
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
-import logging
 import traceback
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgekd.artifacts import atomic_path, write_text
+from edgekd.artifacts import atomic_files, write_text
 from edgekd.config.schema import Export
 from edgekd.errors import StageError
+from edgekd.export import metadata
+from edgekd.export.dimensions import check_free, dynamic_axes, named_shapes
 from edgekd.export.exporter import Exported, Source, exporter
+from edgekd.export.failure import explain
+from edgekd.export.log import quiet
+from edgekd.export.simplify import simplify
+from edgekd.export.trace import trace
 
 if TYPE_CHECKING:
+    import onnx
     import torch
 
 # protobuf cannot hold a message of 2 GiB or more.
@@ -26,110 +27,117 @@ _MAX_SINGLE_FILE = 2**31 - 2**20
 
 @exporter("onnx")
 def export_onnx(source: Source, folder: Path, config: Export) -> Exported:
-    """Write `<role>.onnx` with input "input" (batch, …) and output "logits" (batch, classes).
+    """Write `<role>.onnx`, with the source's names of inputs and outputs, by default "logits".
 
-    Weights of 2 GB or more go to `<role>.onnx.data` beside it. Raises StageError with the
-    exporter's own words in one line; the whole log is kept in `<role>.onnx.log`.
+    With external data the weights are in `<role>.onnx.data` beside it. Raises StageError that names
+    the operator, the module and the line that cannot be exported; the exporter's whole log is then
+    in `<role>.onnx.log`. UsageError for sizes in `export.dynamic` that there are not.
     """
-    import torch
-
     path = folder / f"{source.card.role}.onnx"
-    assert source.module is not None
-    log = folder / f"{source.card.role}.onnx.log"
-    with _quiet() as captured:
+    dynamic_axes(source.inputs, config)
+    with quiet() as captured:
+        tried: Exception | None = None
         try:
-            program = torch.onnx.export(
-                _traced(source),
-                (source.example,),
-                dynamo=True,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=["input"],
-                output_names=["logits"],
-                opset_version=config.opset,
-                verbose=False,
-            )
+            try:
+                program = _convert(trace(source, config), source, config)
+            except Exception as error:
+                tried = error
+                # Left to the exporter, which knows more ways to trace a module.
+                program = _convert(source.module, source, config)
         except Exception as error:
-            write_text(log, captured.getvalue() + traceback.format_exc())
-            raise StageError(
-                f"the {source.card.role} cannot be exported to ONNX: {_reason(error)}",
-                where=source.card.model,
-                fix=f"the exporter's log is {log}",
-            ) from None
-        assert program is not None
-        program.model.metadata_props.update(_metadata(source))
-        size = sum(p.numel() * p.element_size() for p in source.module.parameters())
-        if size < _MAX_SINGLE_FILE:
-            with atomic_path(path) as temporary:
-                program.save(temporary, external_data=False)
-            files: tuple[Path, ...] = (path,)
-        else:
-            program.save(path, external_data=True)
-            files = (path, path.with_name(path.name + ".data"))
-    opset = program.model.opset_imports.get("")
-    return Exported(path, files, opset=opset)
+            raise _failed(tried or error, source, path, captured.getvalue()) from None
+        _check_named(program, source, config)
+        return _save(program, source, path, config)
 
 
-def _traced(source: Source) -> torch.nn.Module | torch.export.ExportedProgram:
-    """The module's program, with global average pooling as a mean.
+def _check_named(program: torch.onnx.ONNXProgram, source: Source, config: Export) -> None:
+    """Raises StageError where the exporter made a constant of a size that should be free."""
+    axes = dynamic_axes(source.inputs, config)
+    for value in program.model.graph.inputs:
+        for axis, name in axes.get(str(value.name), {}).items():
+            if value.shape is not None and isinstance(value.shape[axis], int):
+                raise StageError(
+                    f"the {source.card.role} works for one {name} only, {value.shape[axis]}: "
+                    "its code makes a constant of it",
+                    where=source.card.model,
+                    fix="compute shapes from x.shape in the model"
+                    + (", or take it out of export.dynamic" if axis else ""),
+                )
 
-    PyTorch itself decomposes AdaptiveAvgPool2d(1) into a mean and a no-op `as_strided`, of which
-    the exporter makes ten operators that cost a small network as much as its convolutions.
-    A module that this cannot trace is left to the exporter, which knows more ways.
-    """
+
+def _convert(
+    program: torch.nn.Module | torch.export.ExportedProgram, source: Source, config: Export
+) -> torch.onnx.ONNXProgram:
     import torch
 
-    assert source.module is not None
-    try:
-        program = torch.export.export(
-            source.module,
-            (source.example,),
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            strict=False,
+    made = torch.onnx.export(
+        program,
+        tuple(source.inputs.values()),
+        dynamo=True,
+        dynamic_shapes=named_shapes(source.inputs, config),
+        input_names=list(source.inputs),
+        output_names=list(source.outputs),
+        opset_version=config.opset,
+        verbose=False,
+    )
+    assert made is not None
+    return made
+
+
+def _save(program: torch.onnx.ONNXProgram, source: Source, path: Path, config: Export) -> Exported:
+    size = sum(p.numel() * p.element_size() for p in source.module.parameters())
+    external = size >= _MAX_SINGLE_FILE if config.external_data == "auto" else config.external_data
+    if not external and size >= _MAX_SINGLE_FILE:
+        raise StageError(
+            f"its weights take {size:,} bytes; one ONNX file holds less than 2 GiB",
+            where=source.card.model,
+            fix="set export.external_data to true or auto",
         )
-    except Exception:
-        return source.module
-    for node in program.graph.nodes:
-        pools = node.target is torch.ops.aten.adaptive_avg_pool2d.default
-        if pools and list(node.args[1]) == [1, 1]:
-            node.target = torch.ops.aten.mean.dim
-            node.args = (node.args[0], [-2, -1], True)
-    return program
+    notes: list[str] = []
+    program.model.metadata_props.update(metadata.describe(source))
+    names = (path.name, f"{path.name}.data") if external else (path.name,)
+    with atomic_files(path.parent, names) as temporary:
+        if size >= _MAX_SINGLE_FILE:
+            # onnxslim works on one message in memory, which cannot hold it.
+            program.save(temporary / path.name, external_data=True)
+        else:
+            model = program.model_proto
+            if config.simplify:
+                model, note = simplify(model, source)
+                notes.append(note)
+            save_onnx(model, temporary / path.name, external=external)
+        check_free(temporary / path.name, source, config)
+    return Exported(
+        path,
+        tuple(path.with_name(name) for name in names),
+        opset=program.model.opset_imports.get(""),
+        producer="torch.onnx",
+        notes=tuple(notes),
+    )
 
 
-def _metadata(source: Source) -> dict[str, str]:
-    """What a deployer needs to use the file without the run folder."""
-    import edgekd
+def save_onnx(model: onnx.ModelProto, path: Path, *, external: bool) -> None:
+    """Write the model; with `external` its weights go to PATH.data."""
+    import onnx
 
-    card = source.card
-    return {
-        "edgekd.version": edgekd.__version__,
-        "edgekd.model": card.model,
-        "edgekd.classes": json.dumps(card.classes, ensure_ascii=False),
-        "edgekd.input": json.dumps(card.input.model_dump(mode="json")),
-    }
-
-
-def _reason(error: BaseException) -> str:
-    """The innermost cause in one line: the exporter wraps it in pages of advice."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    onnx.save_model(
+        model,
+        path,
+        save_as_external_data=external,
+        all_tensors_to_one_file=True,
+        location=f"{path.name}.data",
+        # Shapes and axes stay inside: ONNX Runtime reads them before it opens other files.
+        size_threshold=1024,
+    )
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[io.StringIO]:
-    """Keep the exporter's chatter (missing torchvision, progress) out of the user's terminal."""
-    captured = io.StringIO()
-    disabled = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(captured),
-            contextlib.redirect_stderr(captured),
-        ):
-            warnings.simplefilter("ignore")
-            yield captured
-    finally:
-        logging.disable(disabled)
+def _failed(error: Exception, source: Source, path: Path, printed: str) -> StageError:
+    log = path.with_name(f"{path.name}.log")
+    write_text(log, printed + "".join(traceback.format_exception(error)))
+    failure = explain(error, source.module)
+    where = f"{source.card.model}, {failure.place}" if failure.place else source.card.model
+    return StageError(
+        f"the {source.card.role} cannot be exported to ONNX: {failure.reason}",
+        where=where,
+        fix="; ".join(filter(None, (failure.advice, f"the exporter's log is {log}"))),
+    )

@@ -168,9 +168,9 @@ class _Remote(Teacher):
         """Every view of every training sample that is not known yet."""
         self.options = parsed(type(self), context.config.teacher.args)
         if views.count > 1:
-            config = context.config
-            policy = config.data.augment.model_dump(mode="json")
-            self._views = self._store({"views": policy, "seed": config.seed}, views.count)
+            data = context.config.data
+            policy = data.augment.model_dump(mode="json")
+            self._views = self._store({"views": policy, "seed": data.seed}, views.count)
         wanted = [(views.dataset.train, view) for view in range(views.count)]
         self._collect(self._views, wanted, None, context.progress, views)
 
@@ -178,8 +178,9 @@ class _Remote(Teacher):
         """From what was collected; the server is asked for what was not."""
         from edgekd.distill.method import Knowledge
 
-        found = self._views.read(indices.numpy(), view)
-        return Knowledge(self._ask(inputs) if found is None else found)
+        found = self._views.read(indices.cpu().numpy(), view)
+        logits = self._ask(inputs.cpu()) if found is None else found
+        return Knowledge(logits.to(inputs.device))
 
     def answers(self, dataset: Dataset, indices: np.ndarray) -> np.ndarray:
         """From what was collected, NaN where it was not asked."""
@@ -195,14 +196,14 @@ class _Remote(Teacher):
         return found
 
     def _store(self, about: dict[str, Any], views: int) -> KnowledgeStore:
-        from edgekd.distill.knowledge_store import KnowledgeStore
+        from edgekd.distill.knowledge_store import Dense, KnowledgeStore
 
         return KnowledgeStore(
             self._root,
             self._identity | about,
             views=views,
             samples=len(self._dataset.labels),
-            classes=len(self._dataset.classes),
+            codec=Dense((len(self._dataset.classes),), "f32"),
         )
 
     def _collect(
@@ -376,9 +377,11 @@ def _lasting(options: OipOptions) -> dict[str, Any]:
 
 def _beside_runs(folder: Path) -> Path:
     """Where the knowledge store of the run around `folder` lies."""
+    from edgekd.distill.knowledge_store import FOLDER
+
     for above in folder.absolute().parents:
         if (above / "run.json").is_file():
-            return above.parent / ".knowledge"
+            return above.parent / FOLDER
     raise UsageError("is in no run folder", where=str(folder))
 
 

@@ -116,14 +116,14 @@ class RecordsTeacher(Teacher):
 
         from edgekd.distill.method import Knowledge
 
-        logits = torch.from_numpy(self._logits[indices.numpy()])
+        logits = torch.from_numpy(self._logits[indices.cpu().numpy()])
         missing = ~logits.isfinite().all(dim=1)
         if missing.any():
             raise StageError(
-                f"there is no recorded answer to sample {int(indices[missing][0])}",
+                f"there is no recorded answer to sample {int(indices.cpu()[missing][0])}",
                 where=self._where,
             )
-        return Knowledge(logits)
+        return Knowledge(logits.to(inputs.device))
 
     def answers(self, dataset: Dataset, indices: np.ndarray) -> np.ndarray:
         """What was recorded; rows of NaN where nothing was."""

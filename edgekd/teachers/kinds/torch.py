@@ -9,6 +9,7 @@ from edgekd.artifacts import sha256_file
 from edgekd.teachers.teacher import TORCH, Teacher, teacher
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
     from edgekd.config.schema import Config
@@ -63,7 +64,7 @@ class TorchTeacher(Teacher):
             history = train(
                 module,
                 dataset,
-                Views(dataset, config.data.augment, config.seed),
+                Views(dataset, config.data.augment, config.data.seed),
                 Objective(),
                 config.teacher.train,
                 seed=config.seed,
@@ -84,6 +85,14 @@ class TorchTeacher(Teacher):
 
         return cls(role.load_network(folder, base))
 
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """Whatever the network gives, finite or not."""
+        import torch
+
+        with torch.inference_mode():
+            logits: np.ndarray = self.module(torch.from_numpy(x)).numpy()
+        return logits
+
     def knowledge(self, inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         """Its logits; features are read by taps on `module`."""
         import torch
@@ -91,4 +100,4 @@ class TorchTeacher(Teacher):
         from edgekd.distill.method import Knowledge
 
         with torch.inference_mode():
-            return Knowledge(self.module(inputs))
+            return Knowledge(self.module.to(inputs.device)(inputs))
