@@ -100,9 +100,10 @@ class Teacher:
         """Logits (n, classes) of any inputs (n, …), of a kind that `exports`: exports are held to it."""
         raise NotImplementedError
 
-    def prepare(self, context: Context, views: Views) -> None:
+    def prepare(self, context: Context, views: Views, *, leads: bool = True) -> None:
         """Called once before a training on `views`. Who is dear to ask is asked about all of them here.
 
+        Of several processes the one that `leads` is the first, and asks for all of them.
         Such a teacher keeps its answers itself (`keeps`); others are kept by the distill stage.
         """
 

@@ -117,6 +117,7 @@ def _done_again(config, run):
     return run_line(resolved, base=base, out=run.path, progress=Silent())[1]
 
 
+@pytest.mark.slow
 def test_records_of_the_training_split_alone_leave_the_drop_undecided(tmp_path, digits, answers):
     path = write(tmp_path / "r.npz", digits.train, {"logits": answers["logits"][digits.train]})
     config = spec(path) | {"gate": {"budgets": [{"metric": "accuracy_drop", "max": "1 point"}]}}

@@ -164,13 +164,15 @@ class _Remote(Teacher):
         """What was recorded of it; nobody is asked before something is missing."""
         return cls(folder, base, dataset)
 
-    def prepare(self, context: Context, views: Views) -> None:
+    def prepare(self, context: Context, views: Views, *, leads: bool = True) -> None:
         """Every view of every training sample that is not known yet."""
         self.options = parsed(type(self), context.config.teacher.args)
         if views.count > 1:
             data = context.config.data
             policy = data.augment.model_dump(mode="json")
             self._views = self._store({"views": policy, "seed": data.seed}, views.count)
+        if not leads:
+            return
         wanted = [(views.dataset.train, view) for view in range(views.count)]
         self._collect(self._views, wanted, None, context.progress, views)
 
