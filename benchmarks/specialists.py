@@ -12,6 +12,7 @@ of one seed have the same teacher. Errors are on test images that nothing was ch
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -88,7 +89,7 @@ def table(runs: dict[tuple[int, str], Run], seeds: int) -> str:
                     f"{after.total - after.correct} |"
                 )
                 continue
-            if model.name.startswith("member") or name.startswith("48") and model.name != "student":
+            if model.name.startswith("member") or (name[:2] == "48" and model.name != "student"):
                 continue
             row = f"student, {name}" if model.name == "student" else model.name
             errors.setdefault(row, []).append(model.test.total - model.test.correct)
@@ -98,6 +99,8 @@ def table(runs: dict[tuple[int, str], Run], seeds: int) -> str:
         f"| {row} | {spread(errors[row])} | {', '.join(map(str, errors[row]))} |" for row in order
     ]
     about = environment()
+    students = {name: {"student": student, **d} for name, (student, d) in STUDENTS.items()}
+    configuration = json.loads(json.dumps({**BASE, "distill": SOFT, "students": students}))
     return "\n".join([
         "# Specialists, and distilling them back", "",
         "`python benchmarks/specialists.py`", "",
@@ -109,7 +112,7 @@ def table(runs: dict[tuple[int, str], Run], seeds: int) -> str:
         "(as trained: before its dustbin is corrected for the enriched data).", "",
         "| seed | classes | generalist | specialist |", "|---|---|---|---|", *sets, "",
         "## Configuration", "",
-        f"```yaml\n{yaml.safe_dump({**BASE, 'distill': SOFT, 'students': {n: {'student': s, **d} for n, (s, d) in STUDENTS.items()}}, sort_keys=False)}```",
+        f"```yaml\n{yaml.safe_dump(configuration, sort_keys=False)}```",
         "",
         f"{about['machine'].get('cpu_model')}, torch {torch.__version__}, commit {about['git']}.", "",
     ])  # fmt: skip

@@ -217,3 +217,17 @@ class TestConfiguration:
         import re
 
         assert re.search(message, refused(**distill)), refused(**distill)
+
+
+def test_the_schema_describes_every_scheme():
+    import jsonschema
+
+    from edgekd.distill.scheme import SCHEMES
+
+    schema = Config.model_json_schema()
+    for value in (*SCHEMES.names(), {"ensemble": {"members": [{"model": "zoo:mlp"}]}},
+                  {"assistant": {"chain": [{"model": "zoo:mlp", "args": {}}]}}):  # fmt: skip
+        jsonschema.validate({"distill": {"scheme": value}}, schema)
+    for value in ("nobody", {"ensemble": {"member": 2}}, {"born_again": {"generations": "two"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"distill": {"scheme": value}}, schema)
