@@ -7,7 +7,7 @@ An `interval` is a 95 % confidence interval (low, high).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -63,14 +63,17 @@ class InputSpec(Record):
 
 
 class ModelCard(Record):
-    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it."""
+    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it.
+
+    `parameters` is None for a teacher that only answers.
+    """
 
     role: Role
     model: str
     args: dict[str, object]
     classes: tuple[str, ...]
     input: InputSpec
-    parameters: int
+    parameters: int | None
     seed: int
 
 
@@ -85,12 +88,27 @@ class Epoch(Record):
     validation_loss: float
 
 
+class Computing(Record):
+    """How training steps were computed; `milliseconds` of a step by candidate, where it was measured."""
+
+    device: str = "cpu"
+    precision: str = "f32"
+    channels_last: bool = False
+    compile: bool = False
+    milliseconds: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        layout = ["channels-last"] if self.channels_last else []
+        return ", ".join([self.device, self.precision, *layout, *["compiled"][: self.compile]])
+
+
 class History(Record):
     """`history.json` of a training: epochs in order; `best` indexes the one that was kept."""
 
     epochs: tuple[Epoch, ...]
     best: int
     seconds: float
+    computing: Computing | None = None
 
 
 class Accuracy(Record):
@@ -104,10 +122,34 @@ class Accuracy(Record):
 
 
 class TrainingReport(Record):
-    """`metrics.json` of teacher and student: the PyTorch model on both held-out splits."""
+    """`metrics.json` of teacher and student, before export, on both held-out splits.
 
-    validation: Accuracy
-    test: Accuracy
+    None where a teacher has no answers there; of some of the samples where it has answers to those.
+    """
+
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeModel(Record):
+    """A model that a scheme made: `folder` below `student/`, or None for a teacher made of others.
+
+    `classes` are those that a specialist tells apart.
+    """
+
+    name: str
+    folder: str | None = None
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeReport(Record):
+    """`student/scheme.json`: what was trained on the way to the student, in order."""
+
+    scheme: str
+    models: tuple[SchemeModel, ...]
 
 
 class ExportedFile(Record):
@@ -299,10 +341,106 @@ class Parity(Record):
     snr: float | None = None
     cosine: float
     agreement: float
+    agreement_interval: Interval | None = None
     teacher_agreement: float
     tolerance: float
     passed: bool
     accuracy: Accuracy
+
+
+class InputCase(Record):
+    """One kind of inputs through a file and its source; errors as in `Parity`.
+
+    `max_error` is a share of the largest logit of the source, for these or for real samples.
+    `tolerance` None: told, not judged, as for INT8 files beyond what they were calibrated for.
+    Without errors, `note` says why.
+    """
+
+    inputs: str
+    samples: int
+    max_abs_error: float | None = None
+    max_error: float | None = None
+    snr: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    agreement_interval: Interval | None = None
+    tolerance: float | None
+    passed: bool
+    note: str = ""
+
+
+class Edge(Record):
+    """A file, computed by `runtime` in `precision`, against `source`: "PyTorch" or another file.
+
+    The first of `cases` are real samples in the largest batch.
+    """
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    precision: str
+    source: str
+    cases: tuple[InputCase, ...] = Field(min_length=1)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every kind of inputs did."""
+        return all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> InputCase:
+        """One that failed, or else that nearest to its tolerance."""
+        return max(
+            self.cases, key=lambda c: (not c.passed, (c.max_error or 0) / (c.tolerance or 1e9))
+        )
+
+
+class Layer(Record):
+    """The output of a PyTorch module as a file computes it, fed the same network inputs.
+
+    `type` is the file's operator that makes it, `weights` the parameter that it reads: a
+    convolution with a folded batch normalization bears the latter's path. `shape` is without the
+    batch. `max_error` is max|Δ| / max|PyTorch's|, None where the file's is not finite.
+    """
+
+    module: str
+    type: str
+    weights: str | None
+    tensor: str
+    shape: tuple[int, ...]
+    max_error: float | None
+    snr: float | None
+
+    @property
+    def label(self) -> str:
+        """The module, and whose weights it has where that is another."""
+        owner = (self.weights or "").rpartition(".")[0]
+        name = self.module or "the model's output"
+        return f"{name} (weights of {owner})" if owner and owner != self.module else name
+
+
+class LayerComparison(Record):
+    """What `edgekd verify --layers` prints of one file, in the order of execution."""
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    samples: int
+    tolerance: float
+    layers: tuple[Layer, ...]
+    note: str = ""
+
+    @property
+    def first(self) -> int | None:
+        """The position of the first layer whose error is past the tolerance."""
+        past = (
+            position
+            for position, layer in enumerate(self.layers)
+            if layer.max_error is None or layer.max_error > self.tolerance
+        )
+        return next(past, None)
 
 
 class DeviceFileParity(Record):
@@ -330,11 +468,16 @@ class DeviceFileParity(Record):
 
 
 class VerifyReport(Record):
-    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split."""
+    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split.
+
+    `notes` are what could not be verified on this machine.
+    """
 
     reference: dict[Role, Accuracy]
     files: tuple[Parity, ...]
     device: tuple[DeviceFileParity, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Latency(Record):
@@ -542,7 +685,7 @@ class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
     `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one. `value` is None where
-    it could not be measured.
+    it could not be measured; `shown` is it in words, with its interval and what to know of it.
     """
 
     metric: str
@@ -556,14 +699,19 @@ class Check(Record):
     verdict: Verdict
     text: str
     provenance: Provenance = "measured"
+    shown: str = ""
 
 
 class GateReport(Record):
-    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive."""
+    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive.
+
+    `held_to` is the section `gate` of the configuration that it was held to, options included.
+    """
 
     verdict: Verdict
     exit_code: int
     checks: tuple[Check, ...]
+    held_to: dict[str, Any] = {}
 
 
 class Costs(Record):

@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.artifacts import write_bytes
-from edgekd.data.views import Views
 from edgekd.distill.method import FeatureMethod
 from edgekd.distill.objective import Objective
-from edgekd.distill.stage import _knowledge as teacher_knowledge
-from edgekd.distill.trainer import predict, train
+from edgekd.distill.trainer import predict
+from edgekd.distill.workshop import CHECKPOINT, Workshop
 from edgekd.errors import StageError, UsageError
 from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.pipeline.stages import Context
@@ -47,7 +46,6 @@ class Trained:
 def train_quantized(
     context: Context,
     student: nn.Module,
-    teacher: nn.Module,
     recipe: Recipe,
     chosen: np.ndarray,
     types: Arithmetic,
@@ -72,26 +70,14 @@ def train_quantized(
     before = _accuracy(model, context)
     untrained = {name: value.clone() for name, value in model.state_dict().items()}
     objective = _objective(context)
-    views = Views(dataset, config.data.augment, config.seed)
-    knowledge = None
-    if objective.needs_teacher:
-        example = dataset.tensor(np.resize(dataset.train, 4))
-        objective.prepare(model, teacher, example, config.seed)
-        knowledge = teacher_knowledge(context, views, teacher, objective)
-    checkpoint = context.folder / "qat-checkpoint.pt"
-    history = train(
-        model,
-        dataset,
-        views,
-        objective,
-        config.quantize.qat,
-        seed=config.seed,
-        checkpoint=checkpoint,
-        progress=context.progress,
-        name="student in INT8",
-        teacher=knowledge,
-    )
-    checkpoint.unlink(missing_ok=True)
+    workshop = Workshop(context)
+    # The student has been examined; a step further is no new distillation.
+    workshop.config = workshop.config.model_copy(update={"doctor": False})
+    history = workshop.train(
+        "student in INT8", model, objective, training=config.quantize.qat,
+        teacher=workshop.teacher if objective.needs_teacher else None,
+    )  # fmt: skip
+    (context.folder / CHECKPOINT).unlink(missing_ok=True)
     after = _accuracy(model, context)
     if after < before:
         context.progress.say(

@@ -112,9 +112,7 @@ class _Work:
 
         student = role.load(self.context.run, "student", self.context.base)
         started = time.monotonic()
-        trained = train_quantized(
-            self.context, student, self._teacher, self.recipe, self.chosen, self.types
-        )
+        trained = train_quantized(self.context, student, self.recipe, self.chosen, self.types)
         return deploy(trained, self.context, self.sources, started)
 
     @cached_property

@@ -22,6 +22,7 @@ from edgekd.report.comparison import (
     interval_text,
 )
 from edgekd.report.contents import ROLES, Contents, latency_samples, read
+from edgekd.report.edges import edge_batches, edge_rows
 from edgekd.report.examples import Example, examples
 from edgekd.report.page import page
 from edgekd.report.plots import Plot
@@ -87,6 +88,9 @@ def render(run: Run) -> str:
         training=tuple(_training(contents)),
         given=tuple(role for role, m in contents.models.items() if m.history is None),
         parity=_parity(contents),
+        edges=edge_rows(contents.verify),
+        edge_batches=edge_batches(contents.verify),
+        parity_notes=contents.verify.notes if contents.verify else (),
         device=_device(contents),
         produced=tuple(file for file in contents.files if file.producer),
         parity_sentence=checks.parity_sentence(contents.verify) if contents.verify else None,
@@ -286,7 +290,7 @@ def _parity(contents: Contents) -> tuple[tuple[Parity, Mapping[str, str]], ...]:
                 "max_error": f"{p.max_error:.2e}",
                 "max_abs_error": f"{p.max_abs_error:.2e}",
                 "cosine": f"{p.cosine:.8f}",
-                "agreement": figure_text(p.agreement, "share"),
+                "agreement": checks.agreement_text(p),
                 "teacher_agreement": figure_text(p.teacher_agreement, "share"),
                 "accuracy": figure_text(p.accuracy.value, "share"),
             },
