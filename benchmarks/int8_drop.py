@@ -40,13 +40,13 @@ SETUPS = {
         "data": {"source": "idx:$EDGEKD_DATA/mnist", "limit": 10_000},
         "teacher": {"model": "zoo:mlp", "args": {"hidden": [1200, 1200]}, "epochs": 3},
         "student": {"model": "zoo:dscnn", "epochs": 3},
-        "qat": {"epochs": 1, "learning_rate": 0.005},
+        "qat": {"epochs": 1},
     },
     "cifar100": {
         "data": {"source": f"npz:{WORK.absolute()}/cifar100.npz", "limit": 10_000},
         "teacher": {"model": "zoo:resnet14", "epochs": 4},
         "student": {"model": "zoo:resnet8", "epochs": 4},
-        "qat": {"epochs": 2, "learning_rate": 0.005},
+        "qat": {"epochs": 2},
     },
 }
 WAYS = {

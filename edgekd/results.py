@@ -301,13 +301,14 @@ class QatReport(Record):
     """Training with fake quantization: accuracies (shares) on the validation split, in PyTorch.
 
     `validation_f32` is the student's, `validation_before` and `validation_after` the fake-quantized
-    one's.
+    one's. What is deployed is trained where that lost nothing (`kept`), else what it began with.
     """
 
     history: History
     validation_f32: float
     validation_before: float
     validation_after: float
+    kept: bool = True
     parity: tuple[QatParity, ...] = ()
 
 

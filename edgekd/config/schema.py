@@ -417,10 +417,16 @@ class Qat(Training):
     """Training with fake quantization, with the loss and the teacher's answers of `distill`."""
 
     epochs: int = Field(3, ge=1, le=100_000)
+    # Batch normalisation is folded: the scale of gradients is no longer that of the weights.
+    optimizer: Literal["sgd", "adamw"] = "adamw"
     learning_rate: Positive = Field(
-        0.002, description="Peak learning rate; a tenth of the student's or less."
+        0.0003, description="Peak learning rate; for sgd a hundredth of the student's."
     )
     weight_decay: NonNegative = 0.0
+    compute: Compute = Field(
+        default_factory=lambda: Compute(precision="f32", compile=False),
+        description="As for the student, but float32 and not compiled: rounding to INT8 is exact so.",
+    )
 
 
 class Quantize(Section):

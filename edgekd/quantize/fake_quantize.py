@@ -156,6 +156,9 @@ def fake_quantized(
     folded = fold_batch_norm(copy.deepcopy(student).eval(), samples[0])
     if isinstance(folded, nn.Sequential):
         folded = Chain(folded).eval()
+    if recipe.range == "entropy":
+        # Not NNCF's; it is only where training begins.
+        recipe = recipe.model_copy(update={"range": "min-max"})
     settings = advanced_parameters(recipe, types)
     # Training corrects biases better.
     settings.disable_bias_correction = True

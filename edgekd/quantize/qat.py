@@ -68,6 +68,7 @@ def train_quantized(
         context.progress.say("  note: qat trains every layer; the recipe's exclude is not used")
     model = fake_quantized(student, recipe, list(dataset.tensor(chosen)[:, None]), types)
     before = _accuracy(model, context)
+    untrained = {name: value.clone() for name, value in model.state_dict().items()}
     objective = _objective(context)
     workshop = Workshop(context)
     # The student has been examined; a step further is no new distillation.
@@ -77,11 +78,19 @@ def train_quantized(
         teacher=workshop.teacher if objective.needs_teacher else None,
     )  # fmt: skip
     (context.folder / CHECKPOINT).unlink(missing_ok=True)
+    after = _accuracy(model, context)
+    if after < before:
+        context.progress.say(
+            f"  warning: training in INT8 took accuracy on the validation split from {before:.2%} to "
+            f"{after:.2%}: what it began with is kept; lower quantize.qat.learning_rate"
+        )
+        model.load_state_dict(untrained)
     report = QatReport(
         history=history,
         validation_f32=_accuracy(student, context),
         validation_before=before,
-        validation_after=_accuracy(model, context),
+        validation_after=after,
+        kept=after >= before,
     )
     return Trained(model, report)
 

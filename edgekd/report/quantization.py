@@ -12,7 +12,14 @@ from edgekd.report import plots
 from edgekd.report.comparison import figure_text, interval_text
 from edgekd.report.contents import Contents
 from edgekd.report.plots import Plot
-from edgekd.results import AccuracyAware, BackendSpeed, Calibration, ExportedFile, SpeedAware
+from edgekd.results import (
+    AccuracyAware,
+    BackendSpeed,
+    Calibration,
+    ExportedFile,
+    QatReport,
+    SpeedAware,
+)
 
 # The longest tables; quantize.json has all.
 _MOST_LAYERS = 40
@@ -57,8 +64,10 @@ def section(contents: Contents) -> Section | None:
             plot
             for position, aware in enumerate(report.accuracy_aware)
             for plot in _trade_off(aware, f"trade-off-{position}")
-        ),
+        )
+        + (() if report.qat is None else (_training(report.qat),)),
         (
+            *([_trained(report.qat)] if report.qat else []),
             *(_sensitivities(a) for a in report.accuracy_aware if a.sensitivities),
             *map(_speeds, report.speed_aware),
             *([_backends(report.backends)] if report.backends else []),
@@ -105,6 +114,48 @@ def _trade_off(aware: AccuracyAware, name: str) -> Iterator[Plot]:
         f"The most sensitive layers first, {kept}. On {aware.samples} validation samples; the "
         f"float32 file has {figure_text(aware.float32, 'share')}, at least "
         f"{figure_text(least, 'share')} was asked for.",
+    )
+
+
+def _training(qat: QatReport) -> Plot:
+    history, title = qat.history, "Training with fake quantization"
+    names = tuple(history.epochs[0].losses)
+    return Plot(
+        title,
+        Markup(plots.curves("student", history, name="training-int8", title=title)),
+        ("epoch", *names, "validation accuracy"),
+        tuple(
+            (
+                str(epoch.epoch + 1),
+                *(f"{epoch.losses.get(name, 0):.4g}" for name in names),
+                figure_text(epoch.validation_accuracy, "share"),
+            )
+            for epoch in history.epochs[-_MOST_LAYERS:]
+        ),
+        f"{len(history.epochs)} epochs in {format_quantity(history.seconds, 'time')}. Validation "
+        f"accuracy in PyTorch: {figure_text(qat.validation_f32, 'share')} in float32, "
+        f"{figure_text(qat.validation_before, 'share')} in INT8 before, "
+        f"{figure_text(qat.validation_after, 'share')} after"
+        f"{'' if qat.kept else ', which is not what was deployed'}.",
+    )
+
+
+def _trained(qat: QatReport) -> Table:
+    return Table(
+        "Files against the trained model",
+        "Logits of the deployed files and of the fake-quantized PyTorch model, on validation samples.",
+        ("Format", "Runtime", "Samples", "Largest error", "SNR", "Same answer"),
+        tuple(
+            (
+                found.format,
+                found.runtime,
+                str(found.samples),
+                f"{found.max_error:.1e}",
+                "–" if found.snr is None else f"{found.snr:.1f} dB",
+                figure_text(found.agreement, "share"),
+            )
+            for found in qat.parity
+        ),
     )
 
 

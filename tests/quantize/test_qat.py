@@ -17,7 +17,7 @@ CONFIG = {
     "teacher": {"model": "zoo:mlp", "args": {"hidden": [64]}, "train": {"epochs": 4}},
     "student": {"model": "zoo:mlp", "args": {"hidden": [16]}},
     "distill": {"epochs": 4, "doctor": False},
-    "quantize": {"qat": {"epochs": 2, "learning_rate": 0.01}},
+    "quantize": {"qat": {"epochs": 2, "learning_rate": 0.002}},
     "history": None,
 }
 
@@ -145,3 +145,16 @@ def test_recipes_without_integer_activations_cannot_be_trained(run):
         edgekd.quantize(run.path, overrides=["quantize.recipe=weights-int8"])
     kept = json.loads((run.path / "quantized/quantize.json").read_text())
     assert QuantizeReport.model_validate(kept).qat is not None
+
+
+@pytest.mark.slow
+def test_the_report_shows_how_it_was_trained(run):
+    from edgekd.report.contents import read
+    from edgekd.report.quantization import section
+
+    shown = section(read(run))
+    assert [plot.title for plot in shown.plots] == ["Training with fake quantization"]
+    assert "<svg" in shown.plots[0].svg
+    assert len(shown.plots[0].rows) == 2
+    table = next(t for t in shown.tables if t.title == "Files against the trained model")
+    assert {row[1] for row in table.rows} == {"onnxruntime", "openvino"}
