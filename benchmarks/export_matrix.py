@@ -37,7 +37,7 @@ from edgekd.export.formats.openvino import compress
 from edgekd.models.network import NETWORKS
 from edgekd.profile.device.environment import describe
 from edgekd.profile.device.runtimes import RUNTIMES, Session
-from edgekd.quantize.backend import quantize, types, write
+from edgekd.quantize.backend import quantize
 from edgekd.quantize.recipes import Recipe
 from edgekd.results import InputSpec, ModelCard
 from edgekd.statistics import wilson
@@ -254,18 +254,17 @@ def _files(
         except Exception as error:
             reasons[format, variant] = one_line(error)
 
-    whole, int8 = folder / "student.onnx", folder / "student-int8.onnx"
+    whole = folder / "student.onnx"
     export = Export(producer="onnx")
     make("onnx", "f32", lambda _: EXPORTERS.get("onnx")(source, folder, export))
     make("openvino", "f32", lambda _: EXPORTERS.get("openvino")(source, folder, export))
     make("onnx", "f16", lambda path: _half_onnx(whole, path))
     make("openvino", "f16", lambda path: compress(folder / "student.xml", path))
+    make("onnx", "int8", lambda path: quantize("onnx", whole, path, recipe, samples))
     make(
-        "onnx", "int8",
-        lambda path: write(quantize(whole, recipe, samples, types(recipe)), "onnx", path),
+        "openvino", "int8",
+        lambda path: quantize("openvino", folder / "student.xml", path, recipe, samples, onnx=whole),
     )  # fmt: skip
-    # One INT8 function for both formats, as the stage makes them.
-    make("openvino", "int8", lambda path: write(onnx.load(int8), "openvino", path))
     return paths, reasons
 
 

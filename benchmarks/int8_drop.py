@@ -1,6 +1,6 @@
 """What INT8 costs students of MNIST and CIFAR-100: post-training, accuracy-aware, distillation-aware QAT.
 
-    python benchmarks/int8_drop.py [--seeds 3] [--once]     go on where it was; --once: one cell only
+    python benchmarks/int8_drop.py [--seeds 3] [--data NAME] [--once]   go on where it was; --once: one
     python benchmarks/int8_drop.py --table                  only results/int8_drop.md
 
 EDGEKD_DATA names the folder with mnist/ and cifar100/. Accuracies are those of the deployed files on
@@ -37,7 +37,7 @@ WORK = Path(".edgekd/int8_drop")
 SCHEDULE = {"batch_size": 64, "threads": 1, "select": "last"}
 SETUPS = {
     "mnist": {
-        "data": {"source": "idx:$EDGEKD_DATA/mnist", "limit": 20_000},
+        "data": {"source": "idx:$EDGEKD_DATA/mnist", "limit": 10_000},
         "teacher": {"model": "zoo:mlp", "args": {"hidden": [1200, 1200]}, "epochs": 3},
         "student": {"model": "zoo:dscnn", "epochs": 3},
         "qat": {"epochs": 1, "learning_rate": 0.005},
@@ -60,13 +60,14 @@ def main() -> None:
     """Run what is missing, in order, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--data", choices=SETUPS, action="append")
     parser.add_argument("--once", action="store_true")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     missing = [
         (name, seed)
         for seed in range(options.seeds)
-        for name in SETUPS
+        for name in options.data or SETUPS
         if not any((m["data"], m["seed"]) == (name, seed) for m in lines())
     ]
     for name, seed in [] if options.table else missing[: 1 if options.once else None]:
@@ -109,7 +110,7 @@ def measured(name: str, seed: int) -> dict:
         result[way] = {
             **accuracies(run, data, "int8"),
             "seconds": round(time.monotonic() - began, 1),
-            "reverted": len(report.accuracy_aware.reverted) if report.accuracy_aware else 0,
+            "reverted": {aware.format: aware.reverted for aware in report.accuracy_aware},
             "size": {file.format: file.size for file in report.files},
         }
         print(name, seed, way, result["f32"], result[way], flush=True)
@@ -204,7 +205,7 @@ def table(results: list[dict]) -> str:
             cells = []
             for way in WAYS:
                 drops = [r["f32"][runtime] - r[way][runtime] for r in mine]
-                layers = "/".join(str(r[way]["reverted"]) for r in mine)
+                layers = "/".join(str(r[way]["reverted"].get(runtime.split()[1], 0)) for r in mine)
                 cells.append(spread(drops) + (f" ({layers})" if way == "aware" else ""))
             base = spread([r["f32"][runtime] for r in mine], sign=False)
             rows.append(f"| {name} | {runtime} | {len(mine)} | {base} | {' | '.join(cells)} |")

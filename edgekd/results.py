@@ -7,7 +7,7 @@ An `interval` is a 95 % confidence interval (low, high).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -63,14 +63,17 @@ class InputSpec(Record):
 
 
 class ModelCard(Record):
-    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it."""
+    """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it.
+
+    `parameters` is None for a teacher that only answers.
+    """
 
     role: Role
     model: str
     args: dict[str, object]
     classes: tuple[str, ...]
     input: InputSpec
-    parameters: int
+    parameters: int | None
     seed: int
 
 
@@ -85,12 +88,27 @@ class Epoch(Record):
     validation_loss: float
 
 
+class Computing(Record):
+    """How training steps were computed; `milliseconds` of a step by candidate, where it was measured."""
+
+    device: str = "cpu"
+    precision: str = "f32"
+    channels_last: bool = False
+    compile: bool = False
+    milliseconds: dict[str, float] = {}
+
+    def __str__(self) -> str:
+        layout = ["channels-last"] if self.channels_last else []
+        return ", ".join([self.device, self.precision, *layout, *["compiled"][: self.compile]])
+
+
 class History(Record):
     """`history.json` of a training: epochs in order; `best` indexes the one that was kept."""
 
     epochs: tuple[Epoch, ...]
     best: int
     seconds: float
+    computing: Computing | None = None
 
 
 class Accuracy(Record):
@@ -104,10 +122,34 @@ class Accuracy(Record):
 
 
 class TrainingReport(Record):
-    """`metrics.json` of teacher and student: the PyTorch model on both held-out splits."""
+    """`metrics.json` of teacher and student, before export, on both held-out splits.
 
-    validation: Accuracy
-    test: Accuracy
+    None where a teacher has no answers there; of some of the samples where it has answers to those.
+    """
+
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeModel(Record):
+    """A model that a scheme made: `folder` below `student/`, or None for a teacher made of others.
+
+    `classes` are those that a specialist tells apart.
+    """
+
+    name: str
+    folder: str | None = None
+    model: str | None = None
+    classes: tuple[str, ...] | None = None
+    validation: Accuracy | None
+    test: Accuracy | None
+
+
+class SchemeReport(Record):
+    """`student/scheme.json`: what was trained on the way to the student, in order."""
+
+    scheme: str
+    models: tuple[SchemeModel, ...]
 
 
 class ExportedFile(Record):
@@ -152,70 +194,95 @@ class ExportReport(Record):
     device: tuple[DeviceFile, ...] = ()
 
 
+class Arithmetic(Record):
+    """What types an INT8 file has, for the CPUs that it is meant for.
+
+    With `reduced_range` weights have 7 bits; `cpus` are architecture and ISA of the targets.
+    """
+
+    reduced_range: bool
+    activations: Literal["uint8", "int8"]
+    cpus: tuple[str, ...]
+
+
 class Calibration(Record):
     """What an INT8 file was calibrated with; `samples` index the data set's training split."""
 
     recipe: dict[str, object]
     samples: tuple[int, ...]
-    reduced_range: bool
-    signed: bool = False
+    arithmetic: Arithmetic
 
 
 class LayerSensitivity(Record):
-    """What the quantization of one layer alone does to the student's logits.
+    """What quantizing one layer alone does to the logits of a few calibration samples.
 
-    `snr` in dB against the float32 student (None: nothing), `teacher_kl` how much further from the
-    teacher's answers in nats (mean KL), `agreement` the share of equal top-1 answers.
+    `snr` is in dB, against the float32 file (None where nothing changes); `divergence` is the
+    mean of KL(teacher ‖ ·) and KL(student ‖ ·) in nats, less that of the float32 file.
     """
 
     layer: str
     snr: float | None
-    teacher_kl: float
-    agreement: float
-    samples: int
+    divergence: float
 
 
 class TradeOff(Record):
-    """One point of the curve: these layers in float32 give this accuracy on the validation split.
+    """One evaluation: with so many layers, the most sensitive first, left in float32."""
 
-    `drop` is a share; `size` in bytes, of the ONNX file.
-    """
-
-    layers: tuple[str, ...]
+    reverted: int
     accuracy: float
-    drop: float
     size: int
-    holds: bool
 
 
 class AccuracyAware(Record):
-    """How `quantize.max_drop` was reached, or not: the layers in float32, the most sensitive first."""
+    """How layers were reverted until accuracy on the validation split held.
 
+    `sensitivities` are in falling order; `curve` has every evaluation, by number of layers;
+    `reverted` is the number that was kept.
+    """
+
+    format: str
     max_drop: float
-    holds: bool
-    reverted: tuple[str, ...]
-    sensitivity: tuple[LayerSensitivity, ...]
+    samples: int
+    float32: float
+    size_float32: int
+    sensitivities: tuple[LayerSensitivity, ...]
     curve: tuple[TradeOff, ...]
+    reverted: int
 
 
 class LayerSpeed(Record):
-    """Time of the file without this layer's quantization, as a share of the time with it."""
+    """Latency with one layer left in float32, by that with every layer quantized; below 1: faster."""
 
     layer: str
     ratio: float
-    reverted: bool
+    interval: tuple[float, float]
+    kept_float32: bool
 
 
 class SpeedAware(Record):
-    """Which layers of one format's file INT8 slows down, by measurements on this machine."""
+    """What was measured of an INT8 file's layers on a target; `left_out` had no time left."""
 
     format: str
     target: str
+    runtime: str
     layers: tuple[LayerSpeed, ...]
+    left_out: tuple[str, ...]
+    seconds: float
+
+
+class BackendSpeed(Record):
+    """Median latencies (seconds) of one format's INT8 files by backend, measured in turns."""
+
+    format: str
+    target: str
+    runtime: str
+    float32: float
+    backends: dict[str, float]
+    chosen: str
 
 
 class QatParity(Record):
-    """An INT8 file against the fake-quantized PyTorch model it was made from."""
+    """An INT8 file against the fake-quantized PyTorch model it was made from, on validation samples."""
 
     format: str
     runtime: str
@@ -245,9 +312,10 @@ class QuantizeReport(Record):
     files: tuple[ExportedFile, ...]
     calibration: Calibration | None
     device: tuple[DeviceFile, ...] = ()
-    qat: QatReport | None = None
-    accuracy_aware: AccuracyAware | None = None
+    accuracy_aware: tuple[AccuracyAware, ...] = ()
     speed_aware: tuple[SpeedAware, ...] = ()
+    backends: tuple[BackendSpeed, ...] = ()
+    qat: QatReport | None = None
 
 
 class Parity(Record):
@@ -616,7 +684,7 @@ class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
     `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one. `value` is None where
-    it could not be measured.
+    it could not be measured; `shown` is it in words, with its interval and what to know of it.
     """
 
     metric: str
@@ -630,14 +698,19 @@ class Check(Record):
     verdict: Verdict
     text: str
     provenance: Provenance = "measured"
+    shown: str = ""
 
 
 class GateReport(Record):
-    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive."""
+    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive.
+
+    `held_to` is the section `gate` of the configuration that it was held to, options included.
+    """
 
     verdict: Verdict
     exit_code: int
     checks: tuple[Check, ...]
+    held_to: dict[str, Any] = {}
 
 
 class Costs(Record):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -11,6 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from edgekd.config import units
 from edgekd.config.units import Dimension
 from edgekd.distill.method import MethodList
+from edgekd.distill.scheme import SchemeChoice
+from edgekd.registry import suggestion
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -31,6 +34,21 @@ class Augment(Section):
 
     crop: int = Field(0, ge=0, le=64, description="Shift by up to this many pixels (pad and crop).")
     flip: bool = Field(False, description="Mirror half of the views left to right.")
+    colour: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Brightness, contrast and saturation times a factor in 1 ± this.",
+    )
+    mixup: float = Field(
+        0.0, ge=0, le=100, description="α of mixup: blended with another sample, λ ~ Beta(α, α)."
+    )
+    cutmix: float = Field(
+        0.0,
+        ge=0,
+        le=100,
+        description="α of cutmix: a box of another sample pasted in. With mixup: either, half each.",
+    )
     views: int = Field(
         8, ge=1, le=1000, description="Different views per sample; epochs cycle through them."
     )
@@ -97,6 +115,23 @@ class Data(Section):
         return value
 
 
+class Compute(Section):
+    """How a training step is computed. `auto` measures the student's step where that pays."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one."
+    )
+    precision: Literal["auto", "f32", "bf16"] = Field(
+        "auto",
+        description="bf16: autocast of the model; weights, losses and their gradients stay f32. auto: only "
+        "where it is clearly faster here and its gradient points the same way.",
+    )
+    channels_last: bool | Literal["auto"] = Field("auto", description="Memory layout of images.")
+    compile: bool | Literal["auto"] = Field(
+        "auto", description="torch.compile of the model's forward and backward; auto: on GPUs only."
+    )
+
+
 class Training(Section):
     """One optimisation: used for the teacher and, with its own defaults, for the student."""
 
@@ -120,6 +155,7 @@ class Training(Section):
         "validation split (Breiman 1984, §3.4.3: a lucky early epoch is not picked), or the last.",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch decides.")
+    compute: Compute = Field(default_factory=Compute)
     checkpoint_every: NonNegative = Field(
         10.0, description="Seconds between checkpoints; 0: after every step."
     )
@@ -143,13 +179,18 @@ class Model(Section):
         return value
 
 
-class Teacher(Model):
-    """The model that knows."""
+class Weighted(Model):
+    """A network whose weights may be given."""
 
-    model: str = "zoo:resnet20x2"
     weights: str | None = Field(
         None, description="A .safetensors file or a weights-only checkpoint; null: train it here."
     )
+
+
+class Teacher(Weighted):
+    """The model that knows."""
+
+    model: str = "zoo:resnet20x2"
     train: Training = Field(default_factory=Training)
 
 
@@ -159,17 +200,118 @@ class Student(Model):
     model: str = "zoo:dscnn"
 
 
+class KnowledgeStorage(Section):
+    """What the teacher said is kept beside the runs, and shared by all that ask the same."""
+
+    store: bool = Field(True, description="false: the teacher runs in every step.")
+    precision: Literal["f16", "f32"] = Field("f16", description="Of what is kept.")
+    top_k: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
+        "auto",
+        description="Keep this many of the largest logits, and the log-sum-exp of the rest; null: all. "
+        "auto: 100 above 1000 classes, all otherwise.",
+    )
+    limit: str = Field(
+        "8 GB",
+        description="Largest size on disk of one distillation's knowledge (views × samples); where its "
+        "features would need more, the teacher runs in every step.",
+    )
+    teacher: Literal["auto", "f32", "bf16"] = Field(
+        "auto",
+        description="Precision in which the teacher computes. auto: bf16 where the processor has it and the "
+        "teacher's probabilities stay the same.",
+    )
+
+    @field_validator("limit")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        units.parse(value, "bytes")
+        return value
+
+    @property
+    def limit_bytes(self) -> float:
+        """`limit` in bytes."""
+        return units.parse(self.limit, "bytes")
+
+
+class Transfer(Section):
+    """What the student learns from, where it is not the whole training split; its teachers know that."""
+
+    share: float = Field(1.0, gt=0, le=1, description="Of the samples, each class by its share.")
+    without: list[str] = Field([], description="Classes that no sample is of.")
+    only: list[str] = Field([], description="Classes that every sample is of.")
+    labels: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="Share of the samples whose label is used; the others learn from the teacher alone.",
+    )
+    unlabelled: str | None = Field(
+        None, description="More samples, as in data.source; their labels, if any, are not used."
+    )
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Transfer:
+        if self.without and self.only:
+            raise ValueError("give without or only, not both")
+        return self
+
+    @property
+    def unlabels(self) -> bool:
+        """Whether some samples have no label."""
+        return self.labels < 1 or self.unlabelled is not None
+
+
 class Distill(Training):
     """Student training: L = alpha · CE(labels) + Σ weight · method(student, teacher)."""
 
+    scheme: SchemeChoice = Field(
+        default_factory=SchemeChoice.default,
+        description="Who learns from whom (see `edgekd schemes`). Some have other defaults for alpha and "
+        "methods.",
+    )
     alpha: NonNegative = Field(0.1, description="Weight of the hard-label cross-entropy.")
     methods: MethodList = Field(
         default_factory=MethodList.default,
         description="Weighted sum of distillation losses; empty: train without a teacher.",
     )
+    knowledge: KnowledgeStorage = Field(default_factory=KnowledgeStorage)
+    transfer: Transfer = Field(default_factory=Transfer)
     doctor: bool = Field(
         True, description="Look for mistakes before training: a few seconds, warnings only."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_scheme(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "scheme" not in value:
+            return value
+        try:
+            scheme = SchemeChoice.parse(value["scheme"]).entry
+        except ValueError:
+            return value  # the field says what is wrong with it
+        return {**scheme.defaults, **value}
+
+    @model_validator(mode="after")
+    def _fits_the_scheme(self) -> Distill:
+        self.scheme.entry.check(self)
+        return self
+
+    @model_validator(mode="after")
+    def _labels_where_they_are_needed(self) -> Distill:
+        if not self.transfer.unlabels:
+            return self
+        if not self.methods.entries and not self.scheme.entry.teaches:
+            raise ValueError(
+                "transfer has samples without labels, and no method teaches them anything"
+            )
+        for method in self.methods.entries:
+            if method.labelled:
+                raise ValueError(
+                    f"{method.name} needs the label of every sample, and transfer has some without"
+                )
+        if self.transfer.labels == 0 and self.alpha > 0:
+            raise ValueError("transfer.labels is 0, so that alpha weights nothing: set alpha to 0")
+        return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distill:
@@ -279,12 +421,17 @@ class Quantize(Section):
         "on the validation split falls by no more; null: quantize every layer that can be.",
     )
     max_evaluations: int = Field(
-        12, ge=1, le=1000, description="With max_drop: the most accuracies that are measured."
+        12,
+        ge=2,
+        le=1000,
+        description="Files evaluated on the validation split for max_drop, at most.",
     )
     speed_aware: bool = Field(
         False,
-        description="Leave layers in float32 that INT8 slows down, by short measurements of every layer; "
-        "where a target is this machine.",
+        description="Leave alone the layers whose quantization slows the first measurable target down.",
+    )
+    speed_seconds: Positive = Field(
+        60.0, description="Time to look for such layers, for every format, about."
     )
 
     @field_validator("max_drop")
@@ -298,7 +445,7 @@ class Quantize(Section):
     def _one_way(self) -> Quantize:
         if self.qat is not None and (self.max_drop is not None or self.speed_aware):
             raise ValueError(
-                "qat trains every layer in INT8; it goes without max_drop and speed_aware"
+                "qat trains every layer in INT8: it goes without max_drop and speed_aware"
             )
         return self
 
@@ -381,7 +528,8 @@ Metric = Literal[
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
-UserMetric = Annotated[str, Field(pattern=r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$")]
+_USER_METRIC = r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$"
+UserMetric = Annotated[str, Field(pattern=_USER_METRIC)]
 
 DIMENSIONS: dict[str, Dimension] = {
     "accuracy": "share",
@@ -413,8 +561,8 @@ def dimension(metric: str) -> Dimension:
     return DIMENSIONS.get(metric, "number")
 
 
-# What a limit can be, in base units.
-_RANGES: dict[Dimension, tuple[float, float]] = {
+# What a figure can be, in base units.
+RANGES: dict[Dimension, tuple[float, float]] = {
     "time": (0, math.inf),
     "bytes": (0, math.inf),
     "points": (-1, 1),
@@ -447,6 +595,24 @@ class Budget(Section):
         "always f32).",
     )
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"should be the name of a metric, not {value!r:.60}")
+        if value.startswith("user.") and not re.fullmatch(_USER_METRIC, value):
+            raise ValueError(f"{value!r:.80} should be user.NAME, a name of letters, digits and _")
+        if value not in DIMENSIONS and not value.startswith("user."):
+            raise ValueError(f"no metric {value!r:.60}{suggestion(value, DIMENSIONS)}")
+        return value
+
+    @field_validator("max", "min", mode="before")
+    @classmethod
+    def _quantity(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise ValueError(f"should be a number, with its unit in one text, not {value!r:.60}")
+        return value
+
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
         if (self.max is None) == (self.min is None):
@@ -454,10 +620,12 @@ class Budget(Section):
         if self.label is not None and self.metric != "class_recall":
             raise ValueError(f"label belongs to class_recall, not to {self.metric}")
         limit = units.parse(self.bound, dimension(self.metric))
-        least, most = _RANGES[dimension(self.metric)]
+        least, most = RANGES[dimension(self.metric)]
         if self.metric.startswith("user."):
             least = -math.inf
-        if not least <= limit <= most:
+        # No time, size or ratio is zero: a limit of zero is a slip.
+        nothing = self.max is not None and limit == 0 and most == math.inf and least == 0
+        if not least <= limit <= most or (nothing and dimension(self.metric) != "number"):
             raise ValueError(
                 f"{self.bound!r} can never be a limit of {self.metric}{_hint(limit, most)}"
             )
@@ -471,6 +639,14 @@ class Budget(Section):
         return value
 
 
+_AGAINST_BASELINE: dict[Metric, str] = {
+    "latency_vs_baseline": "1.03 x",
+    "accuracy_vs_baseline": "0 points",
+    "memory_vs_baseline": "1.1 x",
+    "size_vs_baseline": "1.05 x",
+}
+
+
 class Gate(Section):
     """What must hold for exit code 0."""
 
@@ -479,13 +655,15 @@ class Gate(Section):
     )
     budgets: list[Budget] = Field(default_factory=list)
     max_seconds: NonNegative = Field(
-        60.0, description="Measure again for this long in all while a budget on time is undecided."
+        60.0,
+        description="Measure what an undecided budget on time is on again, for this long in all; a "
+        "comparison with the baseline ends after this long too (never before its first look).",
     )
     baseline: str | None = Field(
         None,
         description="A run folder, or a .onnx or .xml file: it is measured beside the student, in turns. "
-        "Without *_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, "
-        "size ≤ 1.05 x.",
+        "Where no budget is on that very metric: latency_vs_baseline ≤ 1.03 x, accuracy_vs_baseline ≤ "
+        "0 points, memory_vs_baseline ≤ 1.1 x, size_vs_baseline ≤ 1.05 x.",
     )
     rerun_baseline: bool | None = Field(
         None,
@@ -493,7 +671,15 @@ class Gate(Section):
         "again where its files are there.",
     )
     allow: list[
-        Literal["machine", "precision", "threads", "runtime_version", "limits", "throttled"]
+        Literal[
+            "machine",
+            "precision",
+            "threads",
+            "batch_size",
+            "runtime_version",
+            "limits",
+            "throttled",
+        ]
     ] = Field([], description="Differences from the baseline that do not matter to you.")
     metrics: str | None = Field(
         None,
@@ -503,17 +689,12 @@ class Gate(Section):
 
     @property
     def all_budgets(self) -> list[Budget]:
-        """`budgets`, with the default ones against the baseline where none are given."""
-        given = any(b.metric.endswith("_vs_baseline") for b in self.budgets)
-        if self.baseline is None or given:
+        """`budgets`; with a baseline also the default ones on the metrics that none of them is on."""
+        if self.baseline is None:
             return self.budgets
-        return [
-            *self.budgets,
-            Budget(metric="latency_vs_baseline", max="1.03 x"),
-            Budget(metric="accuracy_vs_baseline", max="0 points"),
-            Budget(metric="memory_vs_baseline", max="1.1 x"),
-            Budget(metric="size_vs_baseline", max="1.05 x"),
-        ]
+        given = {budget.metric for budget in self.budgets}
+        defaults = (Budget(metric=m, max=limit) for m, limit in _AGAINST_BASELINE.items())
+        return [*self.budgets, *(budget for budget in defaults if budget.metric not in given)]
 
 
 class BudgetFile(Section):
@@ -550,3 +731,12 @@ class Config(Section):
         max_length=200,
         description="Licence of the student, for its model card: an SPDX expression or a name.",
     )
+
+    @model_validator(mode="after")
+    def _mixed_labels_are_known(self) -> Config:
+        augment = self.data.augment
+        if self.distill.transfer.unlabels and (augment.mixup or augment.cutmix):
+            raise ValueError(
+                "mixup and cutmix mix labels too, and distill.transfer has samples without"
+            )
+        return self

@@ -15,6 +15,7 @@ from edgekd.results import InputSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from torch import Tensor
 
 
@@ -42,14 +43,21 @@ class Dataset:
 
     def normalise(self, raw: np.ndarray) -> Tensor:
         """(raw / scale − mean) / std of a batch, per channel or feature, as float32."""
+        import torch
+
+        gain, offset = self.gain_and_offset("cpu")
+        return torch.from_numpy(raw).to(torch.float32).mul(gain).add_(offset)
+
+    def gain_and_offset(self, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        """What raw values are multiplied with, and what is added then, to normalise them."""
         import numpy as np
         import torch
 
         mean, std = np.array(self.input.mean), np.array(self.input.std)
-        shape = (1, -1) + (1,) * (raw.ndim - 2)
+        shape = (1, -1) + (1,) * (self.inputs.ndim - 2)
         gain = torch.from_numpy((1 / (self.input.scale * std)).astype(np.float32).reshape(shape))
         offset = torch.from_numpy((-mean / std).astype(np.float32).reshape(shape))
-        return torch.from_numpy(raw).to(torch.float32).mul(gain).add_(offset)
+        return gain.to(device), offset.to(device)
 
 
 def fingerprint(config: Data, base: Path) -> str:
@@ -82,6 +90,42 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
         test=splits.test,
         input=_input_spec(samples, splits.train, config),
     )
+
+
+def unlabelled_inputs(text: str, config: Data, base: Path, *, like: Dataset) -> np.ndarray:
+    """The raw inputs (m, …) of every sample of another source, of the form of `like`'s.
+
+    Raises UsageError, as for samples of another shape or kind of value.
+    """
+    import numpy as np
+
+    place = f"distill.transfer.unlabelled {text}"
+    other = config.model_copy(update={"source": text})
+    try:
+        _, source, location = _open(other, base)
+        samples = source.load(location, other)
+    except UsageError as error:
+        where = None if error.where == "data.source" else error.where
+        raise UsageError(error.what, where=where or place, fix=error.fix) from None
+    found, expected = samples.inputs, like.inputs
+    if (found.shape[1:], found.dtype, samples.scale) != (
+        expected.shape[1:],
+        expected.dtype,
+        like.input.scale,
+    ):
+        raise UsageError(
+            f"has {found.dtype} samples of shape {found.shape[1:]}, scale {samples.scale:g}; the data "
+            f"has {expected.dtype} of {expected.shape[1:]}, scale {like.input.scale:g}",
+            where=place,
+        )
+    if found.dtype != np.uint8 and not np.isfinite(found).all():
+        raise UsageError("has values that are not finite float32 numbers", where=place)
+    return found
+
+
+def unlabelled_fingerprint(text: str, config: Data, base: Path) -> str:
+    """What `unlabelled_inputs` depends on."""
+    return fingerprint(config.model_copy(update={"source": text}), base)
 
 
 def _open(config: Data, base: Path) -> tuple[str, Source, Path | None]:

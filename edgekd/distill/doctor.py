@@ -20,6 +20,8 @@ from edgekd.results import Accuracy
 
 # A term whose gradient is this many times smaller than the largest one does not matter.
 _OUTWEIGHED = 100.0
+# How many times smaller a suggested weight leaves it.
+_BALANCED = 10.0
 _LARGEST_RATE = {"sgd": 1.0, "adamw": 0.05}
 
 
@@ -31,31 +33,65 @@ def examine(
     inputs: Tensor,
     known: Knowledge,
     labels: Tensor,
+    *,
+    again: Knowledge | None = None,
+    stored: Knowledge | None = None,
 ) -> list[str]:
     """Complaints about a distillation that is about to start, each in one line.
 
     `teacher` is its accuracy on the validation split; `inputs`, `known` and `labels` are one batch:
-    views, what the teacher says of them, and their classes.
+    views, what the teacher says of them, and their classes. `again` is what it says when it is asked
+    about the first of them alone, `stored` what the knowledge store says of all of them.
     """
     classes = len(teacher.per_class)
     return [
         *_about_teacher(teacher, classes),
         *_about_answers(known, labels),
+        *_about_mode(known, again),
+        *_about_store(known, stored),
+        *_about_student(student, inputs, known, labels),
         *_about_rate(config),
-        *_about_gradients(gradient_norms(student, objective, inputs, known, labels)),
+        *(
+            complaint
+            for epoch in _phases(objective)
+            for complaint in _about_gradients(
+                gradient_norms(student, objective, inputs, known, labels, epoch), objective
+            )
+        ),
     ]
 
 
+def _phases(objective: Objective) -> list[int]:
+    """An epoch of the initialisation, if any, and one when every warm-up is over."""
+    # A loss that at first prepares its own parts gives the student nothing then, as it should.
+    initial = [m.alone for m in objective.methods if m.alone and not m.persists]
+    last = max([m.warmup for m in objective.methods] + [m.alone for m in objective.methods] + [0])
+    return [0, last] if initial else [last]
+
+
+def gradient_line(norms: dict[str, float]) -> str:
+    """One line: how strongly each weighted term pulls at the student."""
+    return "gradients: " + ", ".join(f"{name} {norm:.3g}" for name, norm in norms.items())
+
+
 def gradient_norms(
-    student: nn.Module, objective: Objective, inputs: Tensor, known: Knowledge, labels: Tensor
+    student: nn.Module,
+    objective: Objective,
+    inputs: Tensor,
+    known: Knowledge,
+    labels: Tensor,
+    epoch: int | None = None,
 ) -> dict[str, float]:
-    """‖∂ term / ∂ student's weights‖ of every weighted term, on one batch in training mode."""
+    """‖∂ term / ∂ student's weights‖ of every weighted term, on one batch in training mode.
+
+    Of the terms of `epoch`; None: when every warm-up is over, which would hide a term.
+    """
     patient = copy.deepcopy(student).train()
-    # Warm-up would hide a term: look at the weights it ends with.
-    last = max((method.warmup for method in objective.methods), default=0)
+    epoch = _phases(objective)[-1] if epoch is None else epoch
+    learned = {k: v.clone() for k, v in objective.trained.state_dict().items()}
     with torch.random.fork_rng(devices=[]), Tapped(patient, objective.student_taps) as tapped:
         answer = Knowledge(*tapped(inputs))
-        terms = objective.terms(answer, known, labels, epoch=last)
+        terms = objective.terms(answer, known, labels, epoch=epoch)
         parameters = [p for p in patient.parameters() if p.requires_grad]
         norms = {}
         for name, term in terms.items():
@@ -66,6 +102,7 @@ def gradient_norms(
             )
             squares = [float(g.double().square().sum()) for g in gradients if g is not None]
             norms[name] = math.sqrt(sum(squares))
+    objective.trained.load_state_dict(learned)
     return norms
 
 
@@ -85,6 +122,44 @@ def _about_answers(known: Knowledge, labels: Tensor) -> Iterator[str]:
         yield "the teacher gives the same logits to every class: check its weights"
 
 
+def _about_mode(known: Knowledge, again: Knowledge | None) -> Iterator[str]:
+    """In evaluation mode an answer depends on the sample alone: no dropout, no batch statistics."""
+    if again is None:
+        return
+    first = known.logits[: len(again.logits)].float()
+    if (first - again.logits.float()).abs().max() > 0.05 * first.std():
+        yield (
+            "the teacher says something else of the same samples when it is asked again: it is not in "
+            "evaluation mode, or draws random numbers; call .eval() in its factory"
+        )
+
+
+def _about_store(known: Knowledge, stored: Knowledge | None) -> Iterator[str]:
+    if stored is None:
+        return
+    difference = (known.logits.float() - stored.logits.float()).norm() / known.logits.float().norm()
+    if difference > 0.1:
+        yield (
+            "the knowledge store says something else than the teacher does of the same views: check it "
+            "with `edgekd knowledge verify`, or delete it with `edgekd knowledge prune --all`"
+        )
+
+
+@torch.no_grad()
+def _about_student(
+    student: nn.Module, inputs: Tensor, known: Knowledge, labels: Tensor
+) -> Iterator[str]:
+    """Of what only one of them gets right, the student should not have clearly more (McNemar)."""
+    right_s = copy.deepcopy(student).eval()(inputs).argmax(1) == labels
+    right_t = known.logits.argmax(1) == labels
+    wins, losses = int((right_s & ~right_t).sum()), int((right_t & ~right_s).sum())
+    if wins - losses > 2 * math.sqrt(wins + losses):
+        yield (
+            f"the student already beats the teacher ({right_s.float().mean():.0%} of a batch right, "
+            f"the teacher {right_t.float().mean():.0%}): check the teacher's weights, or train without it"
+        )
+
+
 def _about_rate(config: Distill) -> Iterator[str]:
     largest = _LARGEST_RATE[config.optimizer]
     if config.learning_rate > largest:
@@ -94,8 +169,9 @@ def _about_rate(config: Distill) -> Iterator[str]:
         )
 
 
-def _about_gradients(norms: dict[str, float]) -> Iterator[str]:
+def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[str]:
     largest = max(norms, key=lambda name: norms[name])
+    weights = {method.name: method.weight for method in objective.methods}
     for name, norm in norms.items():
         if not math.isfinite(norm):
             yield f"the gradient of {name} is not finite: lower its weight, or check the data"
@@ -103,7 +179,9 @@ def _about_gradients(norms: dict[str, float]) -> Iterator[str]:
             yield f"{name} gives the student no gradient: it teaches nothing; check its weight and taps"
         elif norms[largest] > _OUTWEIGHED * norm:
             factor = float(f"{norms[largest] / norm:.1g}")
+            weight = weights.get(name, objective.alpha) * factor / _BALANCED
+            key = f"{name}.weight" if name in weights else "alpha"
             yield (
                 f"{name} is outweighed: its gradient is {factor:g} times smaller than that of {largest}; "
-                f"raise its weight, or lower the other's"
+                f"try {key}: {weight:.2g}, or lower the other's"
             )

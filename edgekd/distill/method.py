@@ -6,7 +6,7 @@ This module and the method files import no torch at load time: a configuration i
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
@@ -15,13 +15,12 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
-    ValidationError,
     model_validator,
 )
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic_core import CoreSchema, core_schema
 
-from edgekd.errors import UsageError
-from edgekd.registry import Registry, suggestion
+from edgekd.distill.entry import parse_entry, problem
+from edgekd.registry import Registry
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,11 +33,19 @@ Kind = Literal["logits", "probabilities", "labels", "features", "attentions"]
 class Knowledge:
     """What a model says about one batch of n samples. Only what a method `needs` is filled in.
 
-    `logits`: (n, classes), unnormalised. `features`: tap name → tensor with n rows.
+    `logits`: (n, classes), unnormalised. `features`: tap name → tensor with n rows. With the teacher's
+    go the `indices` (n,) of the samples and the classes of all there are, `population` (samples,).
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
+    indices: Tensor | None = None
+    population: Tensor | None = None
+
+    def float(self) -> Knowledge:
+        """Everything in float32, as losses are computed; nothing is copied that already is."""
+        features = {tap: value.float() for tap, value in self.features.items()}
+        return replace(self, logits=self.logits.float(), features=features)
 
 
 class Method(BaseModel):
@@ -47,6 +54,8 @@ class Method(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
     name: ClassVar[str]
     needs: ClassVar[frozenset[Kind]]
+    # Whether it looks at the labels, so that it has nothing to say of samples without one.
+    labelled: ClassVar[bool] = False
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     warmup: int = Field(0, ge=0, description="Epochs over which the weight rises linearly.")
     alone: int = Field(0, ge=0, description=ALONE)
@@ -54,6 +63,11 @@ class Method(BaseModel):
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         """The scalar loss, mean over the batch, before `weight`."""
         raise NotImplementedError
+
+    @property
+    def persists(self) -> bool:
+        """Whether it goes on after the epochs that it was `alone`."""
+        return self.alone == 0
 
     def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
         """What computes the loss, made once with the shapes of one batch of both.
@@ -95,9 +109,14 @@ class FeatureMethod(Method):
         return value
 
     def pairs(self, student: Knowledge, teacher: Knowledge) -> list[tuple[Tensor, Tensor]]:
-        """(student's features, teacher's features) of every pair of taps."""
+        """(student's features, teacher's features) of every pair of taps; tokens as maps."""
+        from edgekd.distill.regressors import as_map
+
         assert self.taps is not None
-        return [(student.features[s], teacher.features[t]) for t, s in self.taps]
+        found = [(student.features[s], teacher.features[t]) for t, s in self.taps]
+        if self.place == "penultimate":
+            return found
+        return [(as_map(s), as_map(t)) for s, t in found]
 
 
 METHODS: Registry[type[Method]] = Registry("method", "edgekd.distill.methods")
@@ -132,12 +151,15 @@ class MethodList:
         if isinstance(value, MethodList):
             return value
         if not isinstance(value, list):
-            raise _problem("should be a list such as [{kd: {temperature: 4}}]")
-        entries = tuple(_parse_entry(i, entry) for i, entry in enumerate(value))
+            raise problem("should be a list such as [{kd: {temperature: 4}}]")
+        entries = tuple(
+            entry if isinstance(entry, Method) else parse_entry(METHODS, entry, i)
+            for i, entry in enumerate(value)
+        )
         names = [entry.name for entry in entries]
         for name in names:
             if names.count(name) > 1:
-                raise _problem(f"method {name!r} is listed twice")
+                raise problem(f"method {name!r} is listed twice")
         return cls(entries)
 
     def dump(self) -> list[dict[str, Any]]:
@@ -164,29 +186,3 @@ class MethodList:
                 }
             )
         return {"type": "array", "items": {"anyOf": entries}}
-
-
-def _parse_entry(index: int, entry: object) -> Method:
-    if isinstance(entry, Method):
-        return entry
-    if isinstance(entry, str):
-        entry = {entry: {}}
-    if not isinstance(entry, dict) or len(entry) != 1:
-        raise _problem("should be a name or one {name: {parameters}}", index)
-    ((name, parameters),) = entry.items()
-    try:
-        cls = METHODS.get(str(name))
-        return cls.model_validate({} if parameters is None else parameters)
-    except UsageError as error:
-        raise _problem(error.what, index) from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        text = f"{first['msg'][0].lower()}{first['msg'][1:]}"
-        if first["type"] == "extra_forbidden":
-            text = f"unknown key{suggestion(str(first['loc'][-1]), cls.model_fields)}"
-        raise _problem(text, index, str(name), *first["loc"]) from None
-
-
-def _problem(text: str, *path: str | int) -> PydanticCustomError:
-    """An error at `path` below `distill.methods`."""
-    return PydanticCustomError("methods", "{text}", {"text": text, "path": path})

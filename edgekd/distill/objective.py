@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekd.distill.method import FeatureMethod, Knowledge, Loss, Method
+from edgekd.distill.regressors import TwoStage
 from edgekd.distill.taps import PENULTIMATE, Tapped, pair_stages, stages
 from edgekd.errors import UsageError
 
@@ -45,8 +47,17 @@ class Objective:
             if isinstance(method, FeatureMethod):
                 yield from method.taps or ()
 
-    def prepare(self, student: nn.Module, teacher: nn.Module, inputs: Tensor, seed: int) -> None:
+    def prepare(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        inputs: Tensor,
+        seed: int,
+        population: Tensor | None = None,
+    ) -> None:
         """Find taps where none are given, and build the losses' own layers from one batch.
+
+        `population` (samples,) are the classes of all samples, −1 for those that are not trained on.
 
         Raises UsageError for taps that do not exist or do not fit each other.
         """
@@ -56,6 +67,7 @@ class Objective:
                 _knowledge(model, taps, inputs)
                 for model, taps in ((student, self.student_taps), (teacher, self.teacher_taps))
             ]
+            known[1] = replace(known[1], population=population)
             torch.manual_seed(seed)
             self.losses = {method.name: method.build(*known) for method in self.methods}
         self.trained = nn.ModuleDict(
@@ -63,24 +75,44 @@ class Objective:
         )
 
     def terms(
-        self, student: Knowledge, teacher: Knowledge | None, labels: Tensor, epoch: int = 0
+        self,
+        student: Knowledge,
+        teacher: Knowledge | None,
+        labels: Tensor,
+        epoch: int = 0,
+        targets: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The weighted scalar terms of one batch of the (0-based) epoch; their sum is the loss.
 
+        Where samples are mixed, `targets` (n, classes) are the shares of the classes, which the
+        cross-entropy is taken to; methods see the `labels` (n,) of the larger ones.
+
         Methods that are an initialisation (`alone`) have the first epochs for themselves; then they
-        are done.
+        are done, or go on as what they were initialised for.
         """
         initial = tuple(m for m in self.methods if epoch < m.alone)
-        methods = initial or tuple(m for m in self.methods if m.alone == 0)
+        methods = initial or tuple(m for m in self.methods if m.persists)
         terms: dict[str, Tensor] = {}
         if self.alpha and not initial:
-            terms["cross_entropy"] = self.alpha * F.cross_entropy(student.logits, labels)
+            hard = labels if targets is None else targets
+            terms["cross_entropy"] = self.alpha * cross_entropy(student.logits, hard)
         for method in methods:
             assert teacher is not None
             warm = min(1.0, (epoch + 1) / max(1, method.warmup))
-            loss = self.losses[method.name](student, teacher, labels)
+            loss_of = self.losses[method.name]
+            if method in initial and isinstance(loss_of, TwoStage):
+                loss_of = loss_of.initial
+            loss = loss_of(student, teacher, labels)
             terms[method.name] = warm * method.weight * loss
         return terms
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over those that have a label, of labels (n,), −1 for none, or shares (n, classes)."""
+    if labels.is_floating_point():
+        return F.cross_entropy(logits, labels)
+    total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
+    return total / (labels >= 0).sum().clamp_min(1)
 
 
 def _tapped(method: Method, student: nn.Module, teacher: nn.Module, inputs: Tensor) -> Method:

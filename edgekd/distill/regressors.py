@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from torch import Tensor, nn
@@ -21,6 +22,20 @@ class Trained(nn.Module):
     def forward(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         """The scalar loss."""
         return self.loss(self.parts, student, teacher, labels)
+
+
+class TwoStage(Trained):
+    """A loss that prepares its own parts in the epochs that it is alone, before it teaches."""
+
+    def __init__(
+        self, parts: nn.Module, first: Callable[..., Tensor], then: Callable[..., Tensor]
+    ) -> None:
+        super().__init__(parts, then)
+        self.first = first
+
+    def initial(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
+        """The scalar loss of the first stage."""
+        return self.first(self.parts, student, teacher, labels)
 
 
 def regressors(pairs: Iterable[tuple[Tensor, Tensor]]) -> nn.ModuleList:
@@ -57,6 +72,21 @@ def check_maps(pairs: list[tuple[Tensor, Tensor]], method: str, least: int = 1) 
             where="distill.methods",
             fix="choose other taps",
         )
+
+
+def as_map(f: Tensor) -> Tensor:
+    """Tokens (n, tokens, c) as a map (n, c, h, w), so that methods on maps take transformers too.
+
+    Square grids keep their form, after a class token too, which is left out; others are (tokens, 1).
+    """
+    if f.ndim != 3:
+        return f
+    n, tokens, channels = f.shape
+    side = math.isqrt(tokens)
+    if side * side != tokens and math.isqrt(tokens - 1) ** 2 == tokens - 1 > 1:
+        f, side = f[:, 1:], math.isqrt(tokens - 1)
+    height = side if side * side == f.shape[1] else f.shape[1]
+    return f.transpose(1, 2).reshape(n, channels, height, -1)
 
 
 def matched(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,106 +1,16 @@
-"""Stage `distill`: the student learns from the teacher, as `student/` of the run folder."""
+"""Stage `distill`: the student learns, by the scheme, as `student/` of the run folder."""
 
 from __future__ import annotations
 
-import numpy as np
-import torch
-from torch import Tensor, nn
-
-from edgekd.data.views import Views
-from edgekd.distill.doctor import examine
-from edgekd.distill.knowledge_store import KnowledgeStore
-from edgekd.distill.method import FeatureMethod, Knowledge
-from edgekd.distill.objective import Objective
-from edgekd.distill.taps import Tapped
-from edgekd.distill.trainer import TeacherKnowledge, train
-from edgekd.models import role
-from edgekd.pipeline.stages import Context, data_part
+from edgekd.distill.workshop import Workshop
+from edgekd.pipeline.stages import Context
 
 
 def run(context: Context) -> None:
-    """Write `student/` (model.safetensors, model.json, metrics.json, history.json)."""
-    config, dataset = context.config, context.dataset
-    student = role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
-    objective = Objective(config.distill.alpha, config.distill.methods.entries)
-    teacher = role.load(context.run, "teacher", context.base) if objective.needs_teacher else None
-    views = Views(dataset, config.data.augment, config.seed)
-    if teacher is not None:
-        example = dataset.tensor(np.resize(dataset.train, 4))
-        objective.prepare(student, teacher, example, config.seed)
-        _tell_taps(objective, context)
-        if config.distill.doctor:
-            _consult_doctor(student, teacher, objective, views, context)
-    checkpoint = context.folder / "checkpoint.pt"
-    history = train(
-        student,
-        dataset,
-        views,
-        objective,
-        config.distill,
-        seed=config.seed,
-        checkpoint=checkpoint,
-        progress=context.progress,
-        name="student",
-        teacher=_knowledge(context, views, teacher, objective) if teacher is not None else None,
-    )
-    report = role.save(
-        student, config.student, "student", context.folder, dataset,
-        seed=config.seed, history=history,
-    )  # fmt: skip
-    checkpoint.unlink(missing_ok=True)
-    context.progress.say(f"  student accuracy: {report.test.value:.2%} on the test split (PyTorch)")
+    """Write `student/` (model.safetensors, model.json, metrics.json, history.json, scheme.json).
 
-
-def _consult_doctor(
-    student: nn.Module,
-    teacher: nn.Module,
-    objective: Objective,
-    views: Views,
-    context: Context,
-) -> None:
-    config, dataset = context.config.distill, context.dataset
-    batch = np.resize(dataset.train, config.batch_size)
-    inputs = views.batch(batch, 0)
-    # Not through the store: it must hold what training batches give, and nothing else.
-    with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as tapped:
-        known = Knowledge(*tapped(inputs))
-    accuracy = context.run.training("teacher").validation
-    labels = torch.from_numpy(dataset.labels[batch])
-    for complaint in examine(student, objective, config, accuracy, inputs, known, labels):
-        context.progress.say(f"  warning: {complaint}")
-
-
-def _tell_taps(objective: Objective, context: Context) -> None:
-    for method in objective.methods:
-        if isinstance(method, FeatureMethod):
-            pairs = ", ".join(f"{t} → {s}" for t, s in method.taps or ())
-            context.progress.say(f"  {method.name}: {pairs}")
-
-
-def _knowledge(
-    context: Context, views: Views, teacher: nn.Module, objective: Objective
-) -> TeacherKnowledge:
-    """What the teacher says of a batch: its logits from the store that all runs beside this one
-    share, or, where features are needed too, by running it.
+    Other models of the scheme that are of use later are in folders of their own below it.
     """
-    if objective.teacher_taps:
-        tapped = Tapped(teacher, objective.teacher_taps).__enter__()
-
-        def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
-            with torch.no_grad():
-                return Knowledge(*tapped(inputs))
-
-        return ask
-    config, run = context.config, context.run
-    store = KnowledgeStore(
-        run.path.parent / ".knowledge",
-        {
-            "teacher": run.manifest.stages["teacher"].artifacts["teacher/model.safetensors"].sha256,
-            "card": run.card("teacher").model_dump(mode="json"),
-            "data": data_part(config, context.base),
-        },
-        views=views.count,
-        samples=len(context.dataset.labels),
-        classes=len(context.dataset.classes),
-    )
-    return lambda inputs, indices, view: Knowledge(store.logits(teacher, inputs, indices, view))
+    workshop = Workshop(context)
+    context.config.distill.scheme.entry.train(workshop)
+    workshop.report()

@@ -3,44 +3,61 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 
 PENULTIMATE = "penultimate"
+_FORMS = (
+    "a tap is a module's dotted path, optionally with :input, :output.0 (of several) or :attention, "
+    "or penultimate"
+)
 
 
 @dataclass(frozen=True)
 class Tap:
-    """Where to read: the output of module `path`, or its input."""
+    """Where to read: what module `path` gives or takes, or how its attention is spread.
+
+    `item` picks from an output of several: a number, or a name.
+    """
 
     path: str
-    input: bool = False
+    side: Literal["output", "input", "attention"] = "output"
+    item: str | None = None
 
 
 def parse(name: str, model: nn.Module) -> Tap:
-    """ "layer3", "layer3.0.conv1:input", or "penultimate": what enters the last linear layer.
+    """ "layer3", "layer3.0.conv1:input", "encoder.5:output.0", "blocks.2:attention", or "penultimate".
 
-    Raises UsageError naming the nearest module for one that does not exist.
+    The last is what enters the last linear layer. Raises UsageError naming the nearest module for one
+    that does not exist.
     """
     if name == PENULTIMATE:
         linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
         if not linear:
             raise UsageError(f"{type(model).__name__} has no linear layer to be penultimate to")
-        return Tap(linear[-1], input=True)
+        return Tap(linear[-1], "input")
     path, _, side = name.partition(":")
     modules = dict(model.named_modules())
-    if not path or path not in modules or side not in ("", "input", "output"):
+    match = re.fullmatch(r"(input|output|attention)?|output\.(\w+)", side)
+    if not path or path not in modules or match is None:
         raise UsageError(
             f"no tap {name!r} in {type(model).__name__}{suggestion(path, filter(None, modules))}",
-            fix="a tap is a module's dotted path, optionally with :input, or penultimate",
+            fix=_FORMS,
         )
-    return Tap(path, side == "input")
+    if match[2] is not None:
+        return Tap(path, "output", match[2])
+    return Tap(path, match[1] or "output")  # type: ignore[arg-type]
 
 
 class Tapped:
@@ -52,11 +69,21 @@ class Tapped:
         self._seen: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
+    @property
+    def compilable(self) -> bool:
+        """Whether torch.compile can look through it: not where attention is watched call by call."""
+        return all(tap.side != "attention" for tap in self.taps.values())
+
     def __enter__(self) -> Tapped:
         """Hook the model."""
         modules = dict(self.model.named_modules())
         for name, tap in self.taps.items():
-            self._hooks.append(modules[tap.path].register_forward_hook(self._keep(name, tap)))
+            module = modules[tap.path]
+            if tap.side == "attention":
+                self._hooks += _watch_attention(module, self._keeper(name))
+            else:
+                hook = self._keep(name, tap)
+                self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -71,17 +98,139 @@ class Tapped:
         output = self.model(inputs)
         missing = [name for name in self.taps if name not in self._seen]
         if missing:
-            raise UsageError(f"tap {missing[0]!r} is not reached when the model runs")
+            raise UsageError(
+                f"tap {missing[0]!r} is not reached when the model runs",
+                fix="attention is seen in nn.MultiheadAttention and in scaled_dot_product_attention"
+                if self.taps[missing[0]].side == "attention"
+                else None,
+            )
         return output, dict(self._seen)
 
+    def _keeper(self, name: str) -> Callable[[Tensor], None]:
+        def keep(value: Tensor) -> None:
+            self._seen[name] = value
+
+        return keep
+
     def _keep(self, name: str, tap: Tap):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
-            value = inputs[0] if tap.input else output
+        def hook(
+            module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Any
+        ) -> None:
+            value = output
+            if tap.side == "input":
+                value = inputs[0] if inputs else next(iter(named.values()), None)
+            elif tap.item is not None:
+                value = _item(output, tap.item, name)
             if not isinstance(value, Tensor):
-                raise UsageError(f"tap {name!r} gives a {type(value).__name__}, not one tensor")
+                raise UsageError(
+                    f"tap {name!r} gives a {type(value).__name__}, not one tensor",
+                    fix=f"pick one of several: {tap.path}:output.0" if tap.item is None else None,
+                )
             self._seen[name] = value
 
         return hook
+
+
+def _item(output: Any, item: str, name: str) -> Any:
+    """One of several outputs, by number or name."""
+    try:
+        if isinstance(output, tuple | list):
+            return output[int(item)]
+        if isinstance(output, Mapping):
+            return output[item]
+        return getattr(output, item)
+    except (ValueError, IndexError, KeyError, AttributeError):
+        raise UsageError(
+            f"tap {name!r}: what the module gives, a {type(output).__name__}, has no {item}"
+        ) from None
+
+
+def _watch_attention(
+    module: nn.Module, keep: Callable[[Tensor], None]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """Hooks that see softmax(q kᵀ/√d + mask) (n, heads, queries, keys) of the module's last attention."""
+    if isinstance(module, nn.MultiheadAttention):
+        return _watch_multihead(module, keep)
+    watching: list[contextlib.ExitStack] = []
+
+    def before(module: nn.Module, inputs: object) -> None:
+        watching.append(contextlib.ExitStack())
+        watching[-1].enter_context(_Watch(keep))
+
+    def after(module: nn.Module, inputs: object, output: object) -> None:
+        if watching:  # also where the forward pass raised
+            watching.pop().close()
+
+    return [
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after, always_call=True),
+    ]
+
+
+def _watch_multihead(
+    module: nn.MultiheadAttention, keep: Callable[[Tensor], None]
+) -> list[torch.utils.hooks.RemovableHandle]:
+    """It is asked for the weights of every head; its caller gets what it asked for."""
+    asked: list[tuple[bool, bool]] = []
+
+    def before(module: nn.Module, inputs: Any, named: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        asked.append((named.get("need_weights", True), named.get("average_attn_weights", True)))
+        return inputs, {**named, "need_weights": True, "average_attn_weights": False}
+
+    def after(module: nn.Module, inputs: Any, output: Any) -> Any:
+        attended, weights = output
+        keep(weights)
+        need, average = asked.pop()
+        return attended, (weights.mean(-3) if average else weights) if need else None
+
+    return [
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        module.register_forward_hook(after),
+    ]
+
+
+class _Watch(TorchFunctionMode):
+    """While it is on, every scaled_dot_product_attention also tells its weights."""
+
+    def __init__(self, keep: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            self.keep(attention_weights(*args, **kwargs))
+        return function(*args, **kwargs)
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """The weights (…, heads, queries, keys) that torch's function of these arguments gives values with.
+
+    Before dropout.
+    """
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    scores = query @ key.transpose(-2, -1)
+    scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
+        scores = scores.masked_fill(later, -torch.inf)
+    if attn_mask is not None and attn_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attn_mask, -torch.inf)
+    elif attn_mask is not None:
+        scores = scores + attn_mask
+    return scores.softmax(-1)
 
 
 @contextlib.contextmanager
@@ -98,16 +247,25 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def stages(model: nn.Module, inputs: Tensor) -> list[str]:
     """The module that gives the last feature map (n, c, h, w) of each spatial size, large to small.
 
+    Of transformers, whose tokens (n, tokens, c) keep their number, the blocks that end each third.
     Found by running `inputs` once. Maps of 1×1 are left out: they are vectors.
     """
-    last: dict[tuple[int, ...], str] = {}
+    maps: dict[tuple[int, ...], str] = {}
+    tokens: dict[str, str] = {}
     hooks = []
 
     def keep(path: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: object, output: object) -> None:
-            if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[2:]) > 1:
-                last.pop(tuple(output.shape[2:]), None)
-                last[tuple(output.shape[2:])] = path
+            name, value = path, output
+            if isinstance(output, tuple | list) and output:
+                name, value = f"{path}:output.0", output[0]
+            if not isinstance(value, Tensor):
+                return
+            if value.ndim == 3:
+                tokens[path] = name
+            elif value.ndim == 4 and min(value.shape[2:]) > 1:
+                maps.pop(tuple(value.shape[2:]), None)
+                maps[tuple(value.shape[2:])] = name
 
         return hook
 
@@ -120,7 +278,27 @@ def stages(model: nn.Module, inputs: Tensor) -> list[str]:
     finally:
         for handle in hooks:
             handle.remove()
-    return list(last.values())
+    blocks = _blocks(model, tokens)
+    if blocks:
+        ends = sorted({-(-len(blocks) * third // 3) for third in (1, 2, 3)})
+        return [blocks[end - 1] for end in ends]
+    return list(maps.values())
+
+
+def _blocks(model: nn.Module, tokens: dict[str, str]) -> list[str]:
+    """Taps of the longest list or sequence of modules of one kind that all give tokens, two at least.
+
+    `tokens`: the modules that do, and their taps.
+    """
+    found: list[str] = []
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential):
+            continue
+        children = [f"{path}.{name}".lstrip(".") for name, _ in module.named_children()]
+        alike = len({type(child) for child in module.children()}) == 1
+        if alike and len(children) >= 2 and all(child in tokens for child in children):
+            found = max(found, children, key=len)
+    return [tokens[path] for path in found]
 
 
 def pair_stages(teacher: list[str], student: list[str]) -> list[tuple[str, str]]:

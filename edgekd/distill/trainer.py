@@ -25,12 +25,14 @@ from edgekd.artifacts import atomic_path
 from edgekd.config.schema import Training
 from edgekd.data.resolve import Dataset
 from edgekd.data.views import Views
+from edgekd.distill import parallel
+from edgekd.distill.compute import Run, autocast, choose, compiled, laid_out, place
 from edgekd.distill.method import Knowledge
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Tapped
 from edgekd.errors import Interrupted, StageError
 from edgekd.progress import Progress
-from edgekd.results import Epoch, History
+from edgekd.results import Computing, Epoch, History
 
 # (inputs, sample indices, view number) -> the teacher's knowledge of that batch
 TeacherKnowledge = Callable[[Tensor, Tensor, int], Knowledge]
@@ -67,70 +69,149 @@ def train(
     The epoch is selected on the validation split (`config.select`); the test split is not
     looked at. `checkpoint` is written every `config.checkpoint_every` seconds and on Ctrl-C or
     SIGTERM, and picked up when it exists. `views.count` views cycle over the epochs.
+    With several processes (`parallel`) each takes its share of every batch; the first one saves.
     Raises StageError when a loss is not finite, Interrupted after Ctrl-C.
     """
-    with (
-        _threads(config.threads),
-        _stop_signals() as stop,
-        Tapped(model, objective.student_taps) as student_model,
-    ):
+    steps = _steps_per_epoch(len(dataset.train), config.batch_size)
+    total = config.epochs * steps
+    with _threads(config.threads), _stop_signals() as stop:
+        found = parallel.told(_read(checkpoint) if parallel.rank() == 0 else None)
+        computing = _computing(found, model, dataset, views, config, seed, total, progress)
+        views = views.on(computing.device)
         # What the losses have to learn themselves is trained beside the student.
         everything = nn.ModuleDict({"student": model, "losses": objective.trained})
+        place(everything, computing)
         objective.trained.train()
         optimizer = _optimizer(everything, config)
-        torch.manual_seed(seed)
-        state = _load(checkpoint, everything, optimizer, progress) or State()
-        steps = _steps_per_epoch(len(dataset.train), config.batch_size)
+        torch.manual_seed(seed + parallel.rank())
+        state = State()
+        if found:
+            state = _restore(checkpoint, found, everything, optimizer, progress)
         started = time.monotonic() - state.seconds
         saved = time.monotonic()
-        total, done = config.epochs * steps, state.epoch * steps + state.step
-        labels = torch.from_numpy(dataset.labels)
-        with progress.task(name, total, done) as task:
+        with (
+            Tapped(model, objective.student_taps) as tapped,
+            progress.task(name, total, state.epoch * steps + state.step) as task,
+        ):
+            student_model: Run = tapped.__call__
+            if computing.compile and not tapped.compilable:
+                progress.say("  note: attention maps are read, so the step is not compiled")
+            elif computing.compile:
+                student_model = compiled(student_model, progress)
             while state.epoch < config.epochs:
                 order = _order(dataset.train, seed, state.epoch)
                 view = state.epoch % views.count
+                losses = Losses(state, name)
                 model.train()
                 while state.step < steps:
                     first = state.step * config.batch_size
-                    indices = order[first : first + config.batch_size]
+                    batch = order[first : first + config.batch_size]
+                    indices = parallel.share(batch)
                     rate = learning_rate(config, state.epoch * steps + state.step, total)
                     for group in optimizer.param_groups:
                         group["lr"] = rate
 
-                    inputs = views.batch(indices, view)
+                    inputs = laid_out(views.batch(indices, view), computing)
                     known = teacher(inputs, indices, view) if teacher else None
-                    student = Knowledge(*student_model(inputs))
-                    terms = objective.terms(student, known, labels[indices], state.epoch)
-                    loss = torch.stack(list(terms.values())).sum()
+                    with autocast(computing):
+                        answer = student_model(inputs)
+                    student = Knowledge(*answer).float()
+                    labels, targets = views.labels(indices, view), views.targets(indices, view)
+                    terms = objective.terms(student, known, labels, state.epoch, targets)
+                    # A process with a larger share of the batch counts for more in the mean.
+                    weight = len(indices) * parallel.count() / len(batch)
+                    loss = torch.stack(list(terms.values())) * weight
                     optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]
+                    loss.sum().backward()  # type: ignore[no-untyped-call]
+                    stopping = _exchange(everything, loss, stop)
                     optimizer.step()
                     if config.max_norm is not None:
                         _limit_norms(model, config.max_norm)
 
-                    _account(state, terms, name)
+                    losses.add(terms, loss.detach())
                     state.step += 1
-                    task.advance(epoch=f"{state.epoch + 1}/{config.epochs}", loss=loss.item())
                     state.seconds = time.monotonic() - started
-                    if stop.is_set() or time.monotonic() - saved >= config.checkpoint_every:
-                        _save(checkpoint, everything, optimizer, state)
+                    task.advance(epoch=f"{state.epoch + 1}/{config.epochs}", loss=losses.latest())
+                    if parallel.count() == 1:
+                        stopping = stop.is_set()
+                        due = time.monotonic() - saved >= config.checkpoint_every
+                    else:
+                        due = state.step == steps  # at a step that all agree on
+                    if stopping or due:
+                        losses.read()
+                        _save(checkpoint, everything, optimizer, state, computing)
                         saved = time.monotonic()
-                    if stop.is_set():
+                    if stopping:
                         raise Interrupted(
                             f"stopped while training the {name}",
                             fix="run the same command again to go on from here",
                         )
+                losses.read()
                 _end_epoch(state, model, dataset, config, steps)
                 task.advance(
                     0, **{"val. accuracy": f"{state.epochs[-1]['validation_accuracy']:.2%}"}
                 )
         model.load_state_dict(state.best_weights)
+        place(everything, Computing())
         model.eval()
     return History(
         epochs=tuple(Epoch(**epoch) for epoch in state.epochs),
         best=state.best_epoch,
         seconds=round(state.seconds, 3),
+        computing=computing,
     )
+
+
+class Losses:
+    """The sums of this epoch's terms, on the device: it is waited for only when they are read."""
+
+    every = 0.5  # seconds between two looks at a device that computes by itself
+
+    def __init__(self, state: State, name: str) -> None:
+        self.state, self.name = state, name
+        self.names: list[str] = list(state.sums)
+        self.sums: Tensor | None = None
+        self.broken: Tensor | None = None  # the first step at which each was not finite, or −1
+        self.last: Tensor | None = None
+        self.shown, self.looked = math.nan, 0.0
+
+    def add(self, terms: dict[str, Tensor], values: Tensor) -> None:
+        """One step's terms, and their values (k,)."""
+        if self.sums is None or self.broken is None:
+            self.names = list(terms)
+            before = [self.state.sums.get(name, 0.0) for name in terms]
+            self.sums = torch.tensor(before, dtype=torch.float64, device=values.device)
+            self.broken = torch.full_like(self.sums, -1)
+        # In float64, one step after the other: a resumed training adds up the same.
+        self.sums += values.double()
+        new = (self.broken < 0) & ~values.isfinite()
+        self.broken.masked_fill_(new, self.state.step)
+        self.last = values
+
+    def latest(self) -> float:
+        """The loss of a recent step, for people to see; of the last one on the CPU."""
+        now = time.monotonic()
+        if self.last is not None and (self.last.is_cpu or now - self.looked > self.every):
+            self.shown, self.looked = self.last.sum().item(), now
+            if not math.isfinite(self.shown):
+                self.read()
+        return self.shown
+
+    def read(self) -> None:
+        """Bring the sums to `state`. Raises StageError for a term that was not finite."""
+        if self.sums is None or self.broken is None:
+            return
+        for term, total, step in zip(
+            self.names, self.sums.tolist(), self.broken.tolist(), strict=True
+        ):
+            if step >= 0:
+                raise StageError(
+                    f"the loss term {term!r} became {total}",
+                    where=f"training of the {self.name}, epoch {self.state.epoch + 1}, "
+                    f"step {int(step) + 1}",
+                    fix="lower learning_rate, raise warmup, or check the data for extreme values",
+                )
+            self.state.sums[term] = total
 
 
 def learning_rate(config: Training, step: int, total: int) -> float:
@@ -157,13 +238,15 @@ def standard_error(share: float, total: int) -> float:
 
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: Dataset, indices: np.ndarray, batch: int = 256) -> Tensor:
-    """Logits (n, classes) of the unaugmented samples, in evaluation mode."""
+    """Logits (n, classes) of the unaugmented samples, in evaluation mode, float32 on the CPU."""
     was_training = model.training
     model.eval()
+    weights = next(model.parameters(), None)
+    device = "cpu" if weights is None else weights.device
     chunks = [indices[i : i + batch] for i in range(0, len(indices), batch)]
-    logits = torch.cat([model(dataset.tensor(chunk)) for chunk in chunks])
+    logits = torch.cat([model(dataset.tensor(chunk).to(device)) for chunk in chunks])
     model.train(was_training)
-    return logits
+    return logits.cpu()
 
 
 def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:
@@ -188,26 +271,49 @@ def _limit_norms(model: nn.Module, most: float) -> None:
             weight.copy_(weight.flatten(1).renorm(2, 0, most).view_as(weight))
 
 
+def _computing(
+    found: dict[str, Any] | None,
+    model: nn.Module,
+    dataset: Dataset,
+    views: Views,
+    config: Training,
+    seed: int,
+    steps: int,
+    progress: Progress,
+) -> Computing:
+    """How steps are computed: as before the interruption, or chosen now by the first process."""
+    if found:
+        return Computing(**found["computing"])
+    chosen = None
+    if parallel.rank() == 0:
+        batch = parallel.share(_order(dataset.train, seed, 0)[: config.batch_size])
+        inputs, labels = views.batch(batch, 0), views.labels(batch, 0)
+        chosen = choose(config.compute, model, inputs, labels, steps)
+        if chosen.milliseconds:
+            times = ", ".join(f"{how} {ms:.0f}" for how, ms in chosen.milliseconds.items())
+            progress.say(f"  computed on {chosen} (ms per step: {times})")
+    computing = parallel.told(chosen)
+    assert computing is not None
+    return computing
+
+
+def _exchange(model: nn.Module, loss: Tensor, stop: threading.Event) -> bool:
+    """Average what the processes found in this step; whether any of them is to stop."""
+    if parallel.count() == 1:
+        return stop.is_set()
+    flag = torch.tensor([float(stop.is_set())], device=loss.device)
+    parallel.average(model, (loss.detach(), flag))
+    return bool(flag.item() > 0)
+
+
 def _steps_per_epoch(samples: int, batch_size: int) -> int:
     full, rest = divmod(samples, batch_size)
     # Batch normalisation cannot be trained on a single sample: it waits for another epoch.
-    return max(1, full + (rest > 1))
+    return max(1, full + (rest >= 2 * parallel.count()))
 
 
 def _order(indices: np.ndarray, seed: int, epoch: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng((seed, epoch)).permutation(indices))
-
-
-def _account(state: State, terms: dict[str, Tensor], name: str) -> None:
-    for term, value in terms.items():
-        number = value.item()
-        if not math.isfinite(number):
-            raise StageError(
-                f"the loss term {term!r} became {number}",
-                where=f"training of the {name}, epoch {state.epoch + 1}, step {state.step + 1}",
-                fix="lower learning_rate, raise warmup, or check the data for extreme values",
-            )
-        state.sums[term] = state.sums.get(term, 0.0) + number
 
 
 def _end_epoch(
@@ -242,41 +348,90 @@ def _end_epoch(
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}
 
 
-def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: State) -> None:
+def _save(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    computing: Computing,
+) -> None:
+    generators = parallel.gathered(_generators(computing))
+    if parallel.rank() > 0:
+        return
     with atomic_path(path) as temporary:
         torch.save(
             {
                 "state": vars(state),
                 "model": model.state_dict(),
                 "optimizer": optimizer.state_dict(),
-                "generator": torch.get_rng_state(),
+                "generators": generators,
                 "threads": torch.get_num_threads(),
+                "computing": computing.model_dump(),
             },
             temporary,
         )
 
 
-def _load(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress
-) -> State | None:
+def _generators(computing: Computing) -> dict[str, Tensor]:
+    """The states of the random generators that this process draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if computing.device != "cpu":
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """The checkpoint, on the CPU, if there is one."""
     if not path.exists():
         return None
     try:
-        saved = torch.load(path, weights_only=True)
+        found: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+        Computing(**found["computing"])
     except Exception as error:
         raise StageError(
             f"this checkpoint cannot be read: {type(error).__name__}",
             where=str(path),
             fix="delete it to train from the beginning",
         ) from None
-    model.load_state_dict(saved["model"])
-    optimizer.load_state_dict(saved["optimizer"])
-    torch.set_rng_state(saved["generator"])
-    state = State(**saved["state"])
+    if found["computing"]["device"] != "cpu" and not torch.cuda.is_available():
+        raise StageError(
+            "this training began on a GPU, and there is none here",
+            where=str(path),
+            fix="go on where there is one, or delete it to train from the beginning",
+        )
+    return found
+
+
+def _restore(
+    path: Path,
+    found: dict[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+) -> State:
+    try:
+        model.load_state_dict(found["model"])
+        optimizer.load_state_dict(found["optimizer"])
+    except (RuntimeError, ValueError):
+        raise StageError(
+            "this checkpoint is of another model or other losses",
+            where=str(path),
+            fix="delete it to train from the beginning",
+        ) from None
+    if len(found["generators"]) != parallel.count():
+        raise StageError(
+            f"this training began in {len(found['generators'])} processes, not {parallel.count()}",
+            fix="go on with as many",
+        )
+    generators = found["generators"][parallel.rank()]
+    torch.set_rng_state(generators["cpu"])
+    if "cuda" in generators:
+        torch.cuda.set_rng_state(generators["cuda"])
+    state = State(**found["state"])
     progress.say(f"  going on from epoch {state.epoch + 1}, step {state.step + 1}")
-    if saved["threads"] != torch.get_num_threads():
+    if found["threads"] != torch.get_num_threads():
         progress.say(
-            f"  note: {torch.get_num_threads()} threads now, {saved['threads']} before; the "
+            f"  note: {torch.get_num_threads()} threads now, {found['threads']} before; the "
             "weights may differ in the last bits from an uninterrupted training"
         )
     return state

@@ -41,7 +41,12 @@ def build(model: Model, role: Role, dataset: Dataset, *, seed: int, base: Path) 
 
 def load(run: Run, role: Role, base: Path) -> nn.Module:
     """The finished network of a run, in evaluation mode."""
-    card = run.card(role)
+    return load_network(run.path / role, base)
+
+
+def load_network(folder: Path, base: Path) -> nn.Module:
+    """The network that `save_network` wrote, in evaluation mode."""
+    card = ModelCard.read(folder / "model.json")
     module = resolve.build(
         card.model,
         card.args,
@@ -50,7 +55,7 @@ def load(run: Run, role: Role, base: Path) -> nn.Module:
         seed=card.seed,
         base=base,
     )
-    load_weights(module, run.path / role / "model.safetensors")
+    load_weights(module, folder / "model.safetensors")
     return module.eval()
 
 
@@ -65,6 +70,26 @@ def save(
     history: History | None,
 ) -> TrainingReport:
     """Write model.safetensors, model.json, metrics.json and, if trained here, history.json."""
+    save_network(module, model, role, folder, dataset, seed=seed, history=history)
+    report = TrainingReport(
+        validation=evaluate(module, dataset, dataset.validation),
+        test=evaluate(module, dataset, dataset.test),
+    )
+    report.write(folder / "metrics.json")
+    return report
+
+
+def save_network(
+    module: nn.Module,
+    model: Model,
+    role: Role,
+    folder: Path,
+    dataset: Dataset,
+    *,
+    seed: int,
+    history: History | None,
+) -> None:
+    """Write model.safetensors, model.json and, if trained here, history.json."""
     save_weights(module, folder / "model.safetensors")
     ModelCard(
         role=role,
@@ -75,20 +100,26 @@ def save(
         parameters=sum(p.numel() for p in module.parameters()),
         seed=seed,
     ).write(folder / "model.json")
-    report = TrainingReport(
-        validation=evaluate(module, dataset, dataset.validation),
-        test=evaluate(module, dataset, dataset.test),
-    )
-    report.write(folder / "metrics.json")
     if history is not None:
         history.write(folder / "history.json")
-    return report
 
 
 def evaluate(module: nn.Module, dataset: Dataset, indices: np.ndarray) -> Accuracy:
     """Top-1 accuracy of the PyTorch model on the given samples."""
     answers = predict(module, dataset, indices).argmax(1).numpy()
     return accuracy(answers, dataset.labels[indices], len(dataset.classes))
+
+
+def accuracy_of(logits: np.ndarray, dataset: Dataset, indices: np.ndarray) -> Accuracy | None:
+    """Top-1 accuracy of logits (n, classes) for these samples; rows of NaN are left out.
+
+    None where no sample is left.
+    """
+    known = np.isfinite(logits).all(axis=1)
+    if not known.any():
+        return None
+    labels = dataset.labels[indices[known]]
+    return accuracy(logits[known].argmax(1), labels, len(dataset.classes))
 
 
 def accuracy(answers: np.ndarray, labels: np.ndarray, classes: int) -> Accuracy:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.artifacts import sha256_file
-from edgekd.config.schema import Config, Model, Training
+from edgekd.config.schema import Config, Model, Training, Weighted
 from edgekd.errors import UsageError
 from edgekd.pipeline.run import Run
 from edgekd.progress import Progress
@@ -92,12 +92,14 @@ def data_part(config: Config, base: Path) -> dict[str, Any]:
     return {"run_seed": config.seed, **part, "content": fingerprint(config.data, base)}
 
 
-def _training(training: Training) -> dict[str, Any]:
+def training_part(training: Training) -> dict[str, Any]:
+    """What of a training's configuration its result depends on."""
     # How often it is saved and with how many threads does not change what is learned.
     return training.model_dump(mode="json", exclude={"checkpoint_every", "threads", "doctor"})
 
 
-def _network(part: Model, base: Path, where: str) -> dict[str, Any]:
+def network_part(part: Model, base: Path, where: str) -> dict[str, Any]:
+    """What an untrained network depends on: its arguments and its source."""
     from edgekd.models.resolve import fingerprint
 
     source = fingerprint(part.model, base, where=f"{where}.model")
@@ -105,32 +107,63 @@ def _network(part: Model, base: Path, where: str) -> dict[str, Any]:
 
 
 def _teacher(config: Config, base: Path) -> dict[str, Any]:
-    teacher = config.teacher
+    from edgekd.teachers.teacher import kind_of
+
+    kind = kind_of(config.teacher.model)
     return {
         "data": data_part(config, base),
-        "network": _network(teacher, base, "teacher"),
-        "weights": sha256_file(weights_path(config, base)) if teacher.weights else None,
-        "train": None if teacher.weights else _training(teacher.train),
+        "kind": kind.kind,
+        **kind.identity(config.teacher, base),
     }
 
 
-def weights_path(config: Config, base: Path) -> Path:
-    """The file `teacher.weights` names. Raises UsageError when there is none."""
-    path = base / (config.teacher.weights or "")
+def weights_path(teacher: Weighted, base: Path, where: str = "teacher.weights") -> Path:
+    """The file its `weights` names. Raises UsageError when there is none."""
+    path = base / (teacher.weights or "")
     if not path.is_file():
         raise UsageError(
             f"is a folder: {path}" if path.is_dir() else f"no such file: {path}",
-            where="teacher.weights",
+            where=where,
             fix="give a .safetensors file or a weights-only checkpoint, or null to train it here",
         )
     return path
 
 
+def unlabelled_part(config: Config, base: Path) -> str | None:
+    """The content of the samples without labels, if there are any."""
+    from edgekd.data.resolve import unlabelled_fingerprint
+
+    source = config.distill.transfer.unlabelled
+    return None if source is None else unlabelled_fingerprint(source, config.data, base)
+
+
 def _distill(config: Config, base: Path) -> dict[str, Any]:
+    from edgekd.teachers.teacher import TORCH, kind_of
+
+    scheme = config.distill.scheme.entry
+    if scheme.needs_network(config.teacher) and kind_of(config.teacher.model).kind != TORCH:
+        raise UsageError(
+            f"scheme {scheme.name} trains networks like the teacher, and {config.teacher.model} is none "
+            "that can be trained here",
+            where="distill.scheme",
+            fix="give a teacher of zoo:NAME or package.module:factory, or another scheme",
+        )
+    networks = [
+        {
+            **network_part(network, base, "distill.scheme"),
+            "weights": sha256_file(weights_path(network, base, "distill.scheme"))
+            if isinstance(network, Weighted) and network.weights
+            else None,
+        }
+        for network in scheme.networks()
+    ]
     return {
         "data": data_part(config, base),
-        "network": _network(config.student, base, "student"),
-        "distill": _training(config.distill),
+        "network": network_part(config.student, base, "student"),
+        "distill": training_part(config.distill),
+        "networks": networks,
+        "unlabelled": unlabelled_part(config, base),
+        "teachers": training_part(config.teacher.train) if scheme.trains_teachers else None,
     }
 
 
@@ -140,27 +173,26 @@ def _export(config: Config, base: Path) -> dict[str, Any]:
 
 def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
     from edgekd.profile.targets import find
+    from edgekd.quantize.arithmetic import arithmetic
     from edgekd.quantize.recipes import RECIPES
 
     if config.quantize is None:
         return None
-    settings = config.quantize
+    recipe = RECIPES.find(config.quantize.recipe, base)
     targets = [find(name, base) for name in config.profile.targets]
+    # Where speed decides, the files are for those targets, and this machine.
+    measured = config.quantize.speed_aware or recipe.backend == "auto"
     return {
-        "quantize": settings.model_dump(mode="json", exclude={"qat"}),
-        "recipe": RECIPES.find(settings.recipe, base).model_dump(mode="json"),
+        "quantize": config.quantize.model_dump(mode="json", exclude={"qat"}),
+        "qat": config.quantize.qat
+        and {"train": training_part(config.quantize.qat), "distill": training_part(config.distill)},
+        "recipe": recipe.model_dump(mode="json"),
+        "types": arithmetic(recipe, targets).model_dump(mode="json", exclude={"cpus"}),
+        "targets": [target.model_dump(mode="json") for target in targets] if measured else None,
+        "machine": [platform.node(), platform.machine()] if measured else None,
         "data": data_part(config, base),
-        "nncf": _installed("nncf"),
         "onnxruntime": _installed("onnxruntime"),
-        # Of which CPU the 8-bit types are, and where layers are timed.
-        "targets": [
-            target.model_dump(
-                mode="json", include={"transport", "arch", "isa", "threads", "precision"}
-            )
-            for target in targets
-        ],
-        "qat": settings.qat
-        and {"train": _training(settings.qat), "distill": _training(config.distill)},
+        "nncf": _installed("nncf"),
     }
 
 
@@ -219,19 +251,23 @@ def _baseline(config: Config, base: Path) -> dict[str, str]:
     if path.is_file():
         return {part.name: sha256_file(part) for part in model_parts(path)}
     manifest = Run.open(path).manifest
-    return {
-        name: artifact.sha256
+    names = (
+        name
         for stage in ("export", "quantize", "verify", "profile")
         if stage in manifest.stages
-        for name, artifact in manifest.stages[stage].artifacts.items()
-    }
+        for name in manifest.stages[stage].artifacts
+    )
+    # What is there now, whatever the manifest says of it.
+    return {name: sha256_file(path / name) for name in names if (path / name).is_file()}
 
 
 def _report(config: Config, base: Path) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-_MODELS = ("*/model.json", "*/model.safetensors")
+# What a teacher of any kind is opened from, and a student.
+_TEACHER = ("teacher/model.*", "teacher/answers.npz")
+_MODELS = (*_TEACHER, "student/model.*")
 _FILES = ("export/*", "quantized/*")
 _ROOMS = {
     "teacher": "teachers",
@@ -246,12 +282,12 @@ _ROOMS = {
 _RUNTIMES = ("onnxruntime", "openvino", "numpy")
 
 LINE: tuple[Stage, ...] = (
-    Stage("teacher", 2, _teacher, (), "teacher", shareable=True),
+    Stage("teacher", 3, _teacher, (), "teacher", shareable=True),
     Stage(
         "distill",
-        2,
+        3,
         _distill,
-        ("teacher/model.json", "teacher/model.safetensors"),
+        _TEACHER,
         "student",
         shareable=True,
     ),
@@ -264,7 +300,7 @@ LINE: tuple[Stage, ...] = (
         tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino"),
         shareable=True,
     ),
-    Stage("quantize", 2, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage("quantize", 4, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
         6,
@@ -275,7 +311,7 @@ LINE: tuple[Stage, ...] = (
         shareable=True,
     ),
     Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
-    Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
+    Stage("gate", 5, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
     Stage("report", 8, _report, ("*/*",), ""),
 )
 

@@ -1,156 +1,94 @@
-"""Accuracy-aware quantization: the layers that lose most go back to float32 until `max_drop` holds."""
+"""Accuracy-aware: the most sensitive layers go back to float32 until accuracy holds, in few evaluations."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from edgekd.quantize.qdq import layers, reverted
+from edgekd.errors import StageError
+from edgekd.progress import Task
+from edgekd.quantize.backend import Quantized
+from edgekd.quantize.sensitivity import SUFFIX, logits
 from edgekd.results import LayerSensitivity, TradeOff
-from edgekd.verify.parity import compare
-
-if TYPE_CHECKING:
-    from onnx import ModelProto
-
-# Seconds that looking at all the layers may take, about, and the fewest samples to look at.
-_SECONDS = 60.0
-_FEWEST = 8
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Inputs (n, …) float32 and labels (n,) of the validation split."""
+class TradeOffs:
+    """Accuracy and size of a file with the first k of an order of layers in float32."""
 
-    inputs: np.ndarray
-    labels: np.ndarray
+    def __init__(
+        self,
+        format: str,
+        quantized: Quantized,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        task: Task,
+    ) -> None:
+        """`inputs` (n, …) and `labels` (n,) are the validation split."""
+        self._format, self._quantized = format, quantized
+        self._inputs, self._labels, self._task = inputs, labels, task
+        self.order: tuple[str, ...] = quantized.layers
+        self.known: dict[int, TradeOff] = {}
 
+    def accuracy(self, path: Path) -> float:
+        """Top-1 of a file on the validation split."""
+        answers = logits(self._format, path, self._inputs).argmax(axis=1)
+        return float((answers == self._labels).mean())
 
-def run_onnx(model: ModelProto, inputs: np.ndarray, batch: int = 64) -> np.ndarray:
-    """The first output (n, …) of the model in ONNX Runtime."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), _options(), providers=["CPUExecutionProvider"]
-    )
-    name = session.get_inputs()[0].name
-    parts = [inputs[i : i + batch] for i in range(0, len(inputs), batch)]
-    return np.concatenate([session.run(None, {name: part})[0] for part in parts])
-
-
-def _options() -> object:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4
-    options.intra_op_num_threads = 1
-    return options
-
-
-def sensitivities(
-    quantized: ModelProto,
-    original: ModelProto,
-    inputs: np.ndarray,
-    teacher: np.ndarray,
-    told: Callable[[], None] = lambda: None,
-) -> tuple[LayerSensitivity, ...]:
-    """What every layer's quantization alone does to the logits, the most sensitive layer first.
-
-    `inputs` (n, …) are calibration samples, `teacher` (n, classes) its logits for them. As many are
-    looked at as fit into a minute. `told` is called after each layer.
-    """
-    names = layers(quantized)
-    started = time.monotonic()
-    run_onnx(original, inputs[:_FEWEST])
-    one = (time.monotonic() - started) / _FEWEST
-    count = int(np.clip(_SECONDS / max(1e-9, one * len(names)), _FEWEST, len(inputs)))
-    inputs, teacher = inputs[:count], teacher[:count]
-    reference = run_onnx(original, inputs)
-    before = kl_divergence(teacher, reference)
-    found = []
-    for name in names:
-        logits = run_onnx(reverted(quantized, original, set(names) - {name}), inputs)
-        errors = compare(reference, logits, where=name)
-        found.append(
-            LayerSensitivity(
-                layer=name,
-                snr=errors.snr,
-                teacher_kl=kl_divergence(teacher, logits) - before,
-                agreement=errors.agreement,
-                samples=count,
-            )
-        )
-        told()
-    return tuple(sorted(found, key=lambda f: np.inf if f.snr is None else f.snr))
+    def at(self, reverted: int) -> TradeOff:
+        """With so many layers in float32, the most sensitive first; evaluated once."""
+        if reverted not in self.known:
+            with TemporaryDirectory(prefix="edgekd-accuracy-") as folder:
+                path = Path(folder, f"model{SUFFIX[self._format]}")
+                files = self._quantized.write(path, self.order[:reverted])
+                size = sum(file.stat().st_size for file in files)
+                self.known[reverted] = TradeOff(
+                    reverted=reverted, accuracy=self.accuracy(path), size=size
+                )
+            self._task.advance(evaluated=len(self.known))
+        return self.known[reverted]
 
 
-def kl_divergence(teacher: np.ndarray, student: np.ndarray) -> float:
-    """Mean KL(teacher ‖ student) of the softmax of logits (n, classes), in nats."""
-
-    def log_softmax(z: np.ndarray) -> np.ndarray:
-        z = z.astype(np.float64) - z.max(axis=1, keepdims=True)
-        result: np.ndarray = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-        return result
-
-    log_p, log_q = log_softmax(teacher), log_softmax(student)
-    return float((np.exp(log_p) * (log_p - log_q)).sum(axis=1).mean())
-
-
-def accuracy(model: ModelProto, validation: Labelled) -> float:
-    """Top-1 accuracy in ONNX Runtime, a share."""
-    answers = run_onnx(model, validation.inputs).argmax(axis=1)
-    return float((answers == validation.labels).mean())
-
-
-def revert_until_it_holds(
-    quantized: ModelProto,
-    original: ModelProto,
-    ranked: Collection[str],
-    validation: Labelled,
+def fewest_reverted(
+    offs: TradeOffs,
+    least: float,
+    most_evaluations: int,
+    rank: Callable[[], tuple[LayerSensitivity, ...]],
     *,
-    max_drop: float,
-    max_evaluations: int,
-    always: frozenset[str] = frozenset(),
-    told: Callable[[TradeOff], None] = lambda point: None,
-) -> tuple[frozenset[str], tuple[TradeOff, ...]]:
-    """The fewest of the layers `ranked` (most sensitive first) to be reverted, and the curve.
+    where: Path,
+) -> tuple[int, tuple[LayerSensitivity, ...]]:
+    """How many layers have to be in float32 for an accuracy of `least`, and the order they go in.
 
-    One, two, four … layers are reverted until accuracy on `validation` falls by at most `max_drop`
-    (a share), then the number is halved in. The float32 model itself is not counted among the
-    `max_evaluations`; where they do not suffice, everything goes back. `always` are reverted anyway.
+    By bisection, which evaluates the file at most `most_evaluations` times; `rank` is only asked
+    when not every layer can be quantized. Accuracy need not rise with every layer: what is returned
+    was itself evaluated, though fewer may do. Raises StageError when it does not hold with any
+    layer in INT8.
     """
-    order = [name for name in ranked if name not in always]
-    expected = accuracy(original, validation)
-    points: dict[int, TradeOff] = {}
-
-    def evaluate(count: int) -> bool:
-        keep = always | set(order[:count])
-        model = reverted(quantized, original, keep)
-        value = accuracy(model, validation)
-        points[count] = TradeOff(
-            layers=tuple(sorted(keep)),
-            accuracy=value,
-            drop=expected - value,
-            size=model.ByteSize(),
-            holds=expected - value <= max_drop,
-        )
-        told(points[count])
-        return points[count].holds
-
-    fails, holds = -1, len(order)
-    count = 0
-    while len(points) < max_evaluations and fails + 1 < holds and count < len(order):
-        if evaluate(count):
-            holds = count
+    if offs.at(0).accuracy >= least:
+        return 0, ()
+    ranked = rank()
+    offs.order = tuple(sensitivity.layer for sensitivity in ranked)
+    # `low` does not hold. With all layers in float32 it does, but that is no INT8 file.
+    low, high = 0, len(ranked)
+    while high - low > 1 and len(offs.known) < most_evaluations:
+        middle = (low + high) // 2
+        if offs.at(middle).accuracy >= least:
+            high = middle
         else:
-            fails = count
-        count = min(max(1, 2 * count), len(order)) if holds == len(order) else (fails + holds) // 2
-        if count in points:
-            break
-    if holds == len(order) and holds not in points:
-        evaluate(holds)
-    curve = tuple(points[number] for number in sorted(points))
-    return always | frozenset(order[:holds]), curve
+            low = middle
+    if high == len(ranked):
+        best = max(offs.known.values(), key=lambda off: off.accuracy)
+        if low < high - 1:
+            why = f"after {most_evaluations} evaluations (quantize.max_evaluations)"
+        else:
+            why = "even with a single layer in INT8"
+        raise StageError(
+            f"accuracy on the validation split stays below the {least:.2%} that quantize.max_drop "
+            f"asks for, {why}: the best was {best.accuracy:.2%} with {best.reverted} of "
+            f"{len(ranked)} layers in float32",
+            where=str(where),
+            fix="allow a larger quantize.max_drop, choose another quantize.recipe, or deploy float32",
+        )
+    return high, ranked

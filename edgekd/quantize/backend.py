@@ -1,38 +1,56 @@
-"""Post-training quantization of the student's ONNX file; the files of both formats are made from it.
-
-Measured on ResNets (benchmarks/results/int8_speed.md): OpenVINO runs the IR of such a file as fast as
-one that NNCF quantizes itself, so that one calibration serves both and they are one function.
-"""
+"""What quantizes a model file: one file per library in `backends/`, registered by `@backend`."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
-import re
-import tempfile
-from collections.abc import Iterable
+import logging
+import os
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, Protocol
 
 import numpy as np
 
-from edgekd.artifacts import atomic_path
-from edgekd.errors import StageError, UsageError
-from edgekd.profile.device.environment import describe
-from edgekd.quantize.nncf_settings import quiet, ranges, reason
-from edgekd.quantize.qdq import with_float_outputs, with_integer_weights
+from edgekd.errors import EdgekdError, StageError, UsageError
+from edgekd.quantize.arithmetic import arithmetic as suited
 from edgekd.quantize.recipes import Recipe
+from edgekd.registry import Registry
+from edgekd.results import Arithmetic
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
+# Of a model's only input, or by name where there are several.
+Inputs = np.ndarray | dict[str, np.ndarray]
+# (inputs of one sample, its label)
+Sample = tuple[Inputs, int]
 
-    from edgekd.profile.targets import Target
 
-# Inputs of one sample each, or by name where a model has several.
-Samples = list[np.ndarray] | list[dict[str, np.ndarray]]
+@dataclass(frozen=True)
+class Source:
+    """A model in float32: its file, and the same model as ONNX where there is such a file."""
 
-# What multiplies 8-bit integers without overflow: with these no reduced range is needed.
-INT8_ISA = {"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"}
+    format: str
+    path: Path
+    onnx: Path | None = None
+
+
+class Quantized(Protocol):
+    """A calibrated model, of which any choice of layers can be written in INT8."""
+
+    # Names of what can be left in float32 on its own, in the order of the graph.
+    layers: tuple[str, ...]
+    # The library, and what it was told to do.
+    producer: str
+    notes: tuple[str, ...]
+
+    def write(self, path: Path, float32: Collection[str] = ()) -> tuple[Path, ...]:
+        """Write the model with the layers `float32` left as they are; returns the files."""
+
+
+Backend = Callable[[Source, Recipe, Sequence[Inputs], Arithmetic], Quantized]
+BACKENDS: Registry[Backend] = Registry("quantization backend", "edgekd.quantize.backends")
+backend = BACKENDS.register
 
 
 def require() -> None:
@@ -46,233 +64,209 @@ def require() -> None:
 
 
 def quantize(
+    format: str,
     source: Path,
+    destination: Path,
     recipe: Recipe,
-    samples: Samples,
-    types: Types,
-) -> ModelProto:
-    """The ONNX file `source` with QuantizeLinear and DequantizeLinear, weights as integers.
+    samples: Sequence[Inputs],
+    *,
+    onnx: Path | None = None,
+) -> tuple[Path, ...]:
+    """Write the INT8 version of the model file `source`, every layer of it; returns the files.
 
-    `samples` are inputs (1, …) float32, or by name for a model with several (backend nncf).
-    Raises StageError in one line for samples that do not fit and for models that cannot be quantized.
+    `samples` are inputs (1, …) float32, or dictionaries of them for models with several. Types suit
+    this machine. `onnx`: the same model as ONNX, where `source` is not. Raises like `prepare`.
+    """
+    files = Source(format, source, source if format == "onnx" else onnx)
+    return prepare(files, recipe, samples, suited(recipe)).write(destination)
+
+
+def prepare(
+    source: Source,
+    recipe: Recipe,
+    samples: Sequence[Inputs],
+    types: Arithmetic,
+    *,
+    by: str | None = None,
+) -> Quantized:
+    """Calibrate a model with `samples`, through the backend `by` or the first of `usable`.
+
+    Raises UsageError for a recipe that the backend does not serve, StageError in one line when the
+    model cannot be quantized.
     """
     require()
-    model = _read(source)
-    _check(samples, model, source)
-    excluded = _excluded(recipe, model, source)
-    with quiet():
-        try:
-            backend = _nncf if recipe.backend == "nncf" else _onnxruntime
-            return with_integer_weights(backend(source, model, recipe, samples, excluded, types))
-        except Exception as error:
-            raise StageError(f"cannot be quantized: {reason(error)}", where=str(source)) from None
-
-
-def _nncf(
-    source: Path,
-    model: ModelProto,
-    recipe: Recipe,
-    samples: Samples,
-    excluded: list[str],
-    types: Types,
-) -> Any:
-    import nncf
-    from nncf.quantization.advanced_parameters import (
-        AdvancedSmoothQuantParameters,
-        OverflowFix,
-    )
-
-    advanced = nncf.AdvancedQuantizationParameters(
-        overflow_fix=OverflowFix.ENABLE if types.reduced_range else OverflowFix.DISABLE,
-        activations_range_estimator_params=ranges(recipe),
-        disable_bias_correction=recipe.bias_correction == "none",
-    )
-    if recipe.smooth_quant is not None:
-        advanced.smooth_quant_alphas = AdvancedSmoothQuantParameters(matmul=recipe.smooth_quant)
-    return nncf.quantize(
-        model,
-        nncf.Dataset([x if isinstance(x, dict) else {input_name(model): x} for x in samples]),
-        preset=nncf.QuantizationPreset(recipe.preset),
-        subset_size=len(samples),
-        fast_bias_correction=recipe.bias_correction != "accurate",
-        model_type=nncf.ModelType(recipe.model_type) if recipe.model_type else None,
-        ignored_scope=nncf.IgnoredScope(names=excluded) if excluded else None,
-        target_device=nncf.TargetDevice.CPU,
-        advanced_parameters=advanced,
-    )
-
-
-def _onnxruntime(
-    source: Path,
-    model: ModelProto,
-    recipe: Recipe,
-    samples: Samples,
-    excluded: list[str],
-    types: Types,
-) -> Any:
-    import onnx
-    from onnxruntime.quantization import (
-        CalibrationMethod,
-        QuantFormat,
-        QuantType,
-        quantize_static,
-    )
-
-    methods = {
-        "min-max": CalibrationMethod.MinMax,
-        "percentile": CalibrationMethod.Percentile,
-        "entropy": CalibrationMethod.Entropy,
-    }
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "quantized.onnx"
-        quantize_static(
-            source,
-            path,
-            _reader(input_name(model), cast("list[np.ndarray]", samples)),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            reduce_range=types.reduced_range,
-            activation_type=QuantType.QInt8 if types.signed else QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=excluded,
-            calibrate_method=methods[recipe.range],
-            extra_options={
-                "ActivationSymmetric": recipe.preset == "performance",
-                "CalibPercentile": recipe.percentile,
-                # Without its activation a layer could not go back to float32.
-                "QDQKeepRemovableActivations": True,
-            },
-        )
-        return with_float_outputs(onnx.load(path))
-
-
-def _reader(name: str, samples: Iterable[np.ndarray]) -> Any:
-    from onnxruntime.quantization import CalibrationDataReader
-
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
-        def __init__(self) -> None:
-            self.rest = iter(samples)
-
-        def get_next(self) -> dict[str, np.ndarray] | None:
-            x = next(self.rest, None)
-            return None if x is None else {name: x}
-
-    return Reader()
-
-
-def input_name(model: ModelProto) -> str:
-    """The name of the model's only input. Raises StageError when it has several."""
-    constants = {tensor.name for tensor in model.graph.initializer}
-    names = [value.name for value in model.graph.input if value.name not in constants]
-    if len(names) != 1:
-        raise StageError(f"has {len(names)} inputs; models with one can be calibrated")
-    return str(names[0])
-
-
-def _check(samples: Samples, model: ModelProto, source: Path) -> None:
-    """Raises StageError where calibration would fail late or, worse, not at all."""
-    if not samples:
-        raise StageError("there are no samples to calibrate with", where=str(source))
-    if isinstance(samples[0], dict):
-        for name in samples[0]:
-            _check_input([sample[name] for sample in samples], name, model, source)
-    else:
-        _check_input(samples, input_name(model), model, source)
-
-
-def _check_input(samples: list[np.ndarray], name: str, model: ModelProto, source: Path) -> None:
-    (value,) = [value for value in model.graph.input if value.name == name]
-    shape = [d.dim_value or None for d in value.type.tensor_type.shape.dim]
-    for position, sample in enumerate(samples):
-        fits = sample.ndim == len(shape) and all(
-            want in (None, have) for want, have in zip(shape[1:], sample.shape[1:], strict=True)
-        )
-        if not fits:
-            raise StageError(
-                f"calibration sample {position} has the shape {sample.shape[1:]}; the model takes "
-                f"{tuple(shape[1:])}",
-                where=str(source),
-            )
-        if not np.isfinite(sample).all():
-            raise StageError(
-                f"calibration sample {position} has values that are not finite", where=str(source)
-            )
-
-
-def _excluded(recipe: Recipe, model: ModelProto, source: Path) -> list[str]:
-    names = [node.name for node in model.graph.node]
-    for pattern in recipe.exclude:
-        if not any(re.fullmatch(pattern, name) for name in names):
-            raise StageError(
-                f"cannot be quantized: no node is called {pattern!r}",
-                where=str(source),
-                fix="exclude takes regular expressions of whole ONNX node names, such as "
-                f"{next(iter(names), '')!r}",
-            )
-    return [n for n in names if any(re.fullmatch(pattern, n) for pattern in recipe.exclude)]
-
-
-def _read(path: Path) -> ModelProto:
-    import onnx
-
+    name = by or usable(source, recipe)[0]
     try:
-        return onnx.load(path)
+        with quiet():
+            return BACKENDS.get(name)(source, recipe, samples, types)
+    except EdgekdError:
+        raise
     except Exception as error:
-        raise StageError(f"cannot be quantized: {reason(error)}", where=str(path)) from None
+        lines = str(error).strip().splitlines() or [""]
+        raise StageError(
+            f"cannot be quantized: {type(error).__name__}: {lines[0][:300]}",
+            where=str(source.path),
+            fix="quantize.recipe names a calibration recipe: another backend there, or the layer "
+            "in exclude, may help",
+        ) from None
 
 
-@dataclass(frozen=True)
-class Types:
-    """Which 8-bit types the targets' CPUs want.
+def usable(source: Source, recipe: Recipe) -> list[str]:
+    """Backends that can do what the recipe asks of this file, the usual one first.
 
-    `reduced_range`: weights of 7 bits, so that 16-bit sums of x86 CPUs without VNNI do not overflow.
-    `signed`: activations as int8, which Arm multiplies with int8 weights as they are (onnxruntime).
+    Raises UsageError when its backend cannot.
     """
-
-    reduced_range: bool
-    signed: bool
-
-
-def types(recipe: Recipe, targets: Iterable[Target] = ()) -> Types:
-    """By what the targets' descriptors say, one file for all of them; without targets by this CPU."""
-    machine = describe()
-    here = (machine["architecture"], machine["isa"])
-    cpus = [_cpu(target, here) for target in targets] or [here]
-    overflows = any(arch == "x86_64" and not INT8_ISA & set(isa) for arch, isa in cpus)
-    wanted = recipe.reduced_range
-    return Types(
-        reduced_range=overflows if wanted == "auto" else wanted == "on",
-        signed=recipe.preset == "performance" or all(arch == "aarch64" for arch, _ in cpus),
+    reasons = {name: _obstacle(name, source, recipe) for name in ("nncf", "onnxruntime")}
+    able = [name for name, reason in reasons.items() if reason is None]
+    if recipe.backend == "auto" and able:
+        return able
+    if recipe.backend in able:
+        return [recipe.backend]
+    reason = reasons.get(recipe.backend) or "; ".join(filter(None, reasons.values()))
+    raise UsageError(
+        f"backend {recipe.backend}: {reason}",
+        where=f"calibration recipe {recipe.name!r}",
+        fix=f"write backend: {able[0]}" if able else "choose another method or range",
     )
 
 
-def _cpu(target: Target, here: tuple[str, list[str]]) -> tuple[str | None, list[str]]:
-    """Architecture and instructions. Of another x86 CPU that nothing is known of, the least."""
-    if target.isa is not None:
-        return target.arch or here[0], list(target.isa)
-    return here if target.transport == "local" else (target.arch, [])
+def _obstacle(name: str, source: Source, recipe: Recipe) -> str | None:
+    """Why a backend cannot serve a recipe."""
+    if name == "nncf":
+        if recipe.method != "static" and source.format == "onnx":
+            return f"NNCF does not do {recipe.method} in ONNX files that ONNX Runtime executes"
+        if recipe.method == "static" and recipe.range == "entropy":
+            return "NNCF has no entropy calibration"
+        return None
+    if recipe.method != "static":
+        reads = source.format == "onnx"
+        return None if reads else f"OpenVINO does not read ONNX Runtime's {recipe.method} files"
+    if source.onnx is None:
+        return "ONNX Runtime quantizes ONNX models: add onnx to export.formats"
+    if recipe.range not in ("min-max", "mean-min-max", "percentile", "entropy"):
+        return f"ONNX Runtime has no range {recipe.range}"
+    if recipe.bias_correction == "accurate":
+        return "ONNX Runtime does not correct biases"
+    if recipe.smooth_quant:
+        return "ONNX Runtime's SmoothQuant needs Intel Neural Compressor"
+    return None
 
 
-def write(model: ModelProto, format: str, path: Path) -> tuple[Path, ...]:
-    """Write the quantized model in one of the formats; returns the files."""
-    import onnx
+def feeds(
+    samples: Sequence[Inputs], inputs: Mapping[str, Sequence[int | None]], *, where: Path
+) -> list[dict[str, np.ndarray]]:
+    """The samples by input name, as arrays that the model takes.
 
+    `inputs` has the shape of every input, None where a size is free. Raises StageError when there
+    are none, or one has another shape or values that are no numbers.
+    """
+    if not samples:
+        raise StageError(
+            "there are no calibration samples", where=str(where), fix="check data.source"
+        )
+    made = []
+    for position, sample in enumerate(samples):
+        feed = sample if isinstance(sample, dict) else {next(iter(inputs)): sample}
+        if feed.keys() != inputs.keys():
+            raise StageError(
+                f"calibration sample {position} has the inputs {sorted(feed)}, the model {sorted(inputs)}",
+                where=str(where),
+            )
+        for name, shape in inputs.items():
+            value = feed[name]
+            same = len(shape) == value.ndim and all(
+                size in (None, own) for size, own in zip(shape, value.shape, strict=True)
+            )
+            if not same:
+                wanted = " × ".join("any" if size is None else str(size) for size in shape)
+                raise StageError(
+                    f"calibration sample {position} has the shape "
+                    f"{' × '.join(map(str, value.shape))}, but the input {name!r} takes {wanted}",
+                    where=str(where),
+                )
+            if value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise StageError(
+                    f"calibration sample {position} has values that are not finite",
+                    where=str(where),
+                    fix="ranges cannot be made of NaN or infinity: clean the training data",
+                )
+        made.append(feed)
+    return made
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the libraries' progress bars, logs, warnings and telemetry."""
+    before = os.environ.get("NNCF_CI")
+    os.environ["NNCF_CI"] = "1"
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+        if before is None:
+            del os.environ["NNCF_CI"]
+        else:
+            os.environ["NNCF_CI"] = before
+
+
+def read(format: str, path: Path) -> Any:
+    """An onnx.ModelProto or openvino.Model."""
     if format == "onnx":
+        import onnx
+
+        model = onnx.load(path)
+        onnx.checker.check_model(model)
+        return model
+    import openvino
+
+    with path.open("rb") as file:
+        # OpenVINO asks all its frontends about what is none, which say so on the terminal.
+        if not file.read(64).lstrip().startswith(b"<"):
+            raise ValueError("it is not an OpenVINO IR")
+    return openvino.Core().read_model(path)
+
+
+def input_shapes(model: Any) -> dict[str, list[int | None]]:
+    """By input name; None where a size is free."""
+    if hasattr(model, "graph"):
+        constants = {tensor.name for tensor in model.graph.initializer}
+        return {
+            entry.name: [
+                dim.dim_value if dim.HasField("dim_value") else None
+                for dim in entry.type.tensor_type.shape.dim
+            ]
+            for entry in model.graph.input
+            if entry.name not in constants
+        }
+    return {
+        port.any_name: [d.get_length() if d.is_static else None for d in port.partial_shape]
+        for port in model.inputs
+    }
+
+
+def save(model: Any, path: Path) -> tuple[Path, ...]:
+    """Write an onnx.ModelProto or openvino.Model; whole or not at all."""
+    from edgekd.artifacts import atomic_files, atomic_path
+
+    if hasattr(model, "graph"):
+        import onnx
+
         with atomic_path(path) as temporary:
             onnx.save(model, temporary)
         return (path,)
     import openvino
 
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ir-") as folder, quiet():
-        onnx.save(model, Path(folder) / "model.onnx")
-        try:
-            converted = openvino.convert_model(Path(folder) / "model.onnx")
-        except Exception as error:
-            raise StageError(
-                f"OpenVINO cannot convert the INT8 model: {reason(error)}", where=str(path)
-            ) from None
-        openvino.save_model(converted, Path(folder) / path.name, compress_to_fp16=False)
-        files = (path.with_suffix(".bin"), path)
-        for file in files:
-            (Path(folder) / file.name).replace(file)
-    return (path, path.with_suffix(".bin"))
+    parts = path, path.with_suffix(".bin")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_files(path.parent, [part.name for part in parts]) as folder:
+        openvino.save_model(model, folder / path.name, compress_to_fp16=False)
+    return parts

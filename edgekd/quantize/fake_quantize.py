@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from edgekd.errors import StageError
 from edgekd.quantize.recipes import Recipe
+from edgekd.results import Arithmetic
 
 
 class WeightQuantizer(nn.Module):
@@ -53,6 +54,8 @@ class ActivationQuantizer(nn.Module):
     The gradient of s is that of LSQ (Esser 2020, eq. 3, with its scale 1/√(n·q)); s is trained as
     s₀·exp(θ), so that it stays positive and steps are relative (Jain 2020, §3.3).
     """
+
+    calibrated: Tensor
 
     def __init__(self, scale: float, zero: int, low: int, high: int) -> None:
         super().__init__()
@@ -112,7 +115,7 @@ class Constant(nn.Module):
         )
 
     def _symbolic(self, x: Tensor) -> Tensor:
-        axis = {"axis": self.axis} if self.scale.ndim else {}
+        axis: dict[str, Any] = {"axis": self.axis} if self.scale.ndim else {}
         levels = torch.onnx.ops.symbolic(
             "QuantizeLinear", (x, self.scale, self.zero), axis, dtype=self.zero.dtype, shape=x.shape
         )
@@ -138,7 +141,7 @@ class Chain(nn.Module):
 
 
 def fake_quantized(
-    student: nn.Module, recipe: Recipe, samples: list[Tensor], *, reduced_range: bool
+    student: nn.Module, recipe: Recipe, samples: list[Tensor], types: Arithmetic
 ) -> nn.Module:
     """A copy of `student` with batch normalisation folded and quantizers where INT8 files have them.
 
@@ -146,34 +149,35 @@ def fake_quantized(
     they are. Raises StageError when NNCF cannot quantize the model.
     """
     import nncf
-    from nncf.quantization.advanced_parameters import OverflowFix
 
-    from edgekd.quantize.nncf_settings import quiet, ranges, reason
+    from edgekd.quantize.backend import quiet
+    from edgekd.quantize.backends.nncf import advanced_parameters
 
     folded = fold_batch_norm(copy.deepcopy(student).eval(), samples[0])
     if isinstance(folded, nn.Sequential):
         folded = Chain(folded).eval()
+    settings = advanced_parameters(recipe, types)
+    # Training corrects biases better.
+    settings.disable_bias_correction = True
+    settings.backend_params = {}
     with quiet():
         try:
-            model = nncf.quantize(
+            model: nn.Module = nncf.quantize(
                 folded,
                 nncf.Dataset(samples),
                 preset=nncf.QuantizationPreset(recipe.preset),
                 subset_size=len(samples),
                 model_type=nncf.ModelType(recipe.model_type) if recipe.model_type else None,
                 target_device=nncf.TargetDevice.CPU,
-                advanced_parameters=nncf.AdvancedQuantizationParameters(
-                    overflow_fix=OverflowFix.ENABLE if reduced_range else OverflowFix.DISABLE,
-                    activations_range_estimator_params=ranges(recipe),
-                    # Training corrects biases better.
-                    disable_bias_correction=True,
-                ),
+                advanced_parameters=settings,
             )
         except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
             raise StageError(
-                f"cannot be quantized in PyTorch: {reason(error)}", where=type(student).__name__
+                f"cannot be quantized in PyTorch: {type(error).__name__}: {lines[0][:300]}",
+                where=type(student).__name__,
             ) from None
-    _own_quantizers(model, samples[0])
+    _own_quantizers(model, samples[0], 63 if types.reduced_range else 127)
     return model
 
 
@@ -214,11 +218,8 @@ def fold_batch_norm(model: nn.Module, example: Tensor) -> nn.Module:
         if isinstance(modules.get(path), nn.modules.batchnorm._BatchNorm):
             source = node.args[0] if node.args else None
             before = _module_path(source) if isinstance(source, torch.fx.Node) else None
-            if (
-                before is not None
-                and isinstance(modules.get(before), _LAYERS)
-                and len(source.users) == 1
-            ):
+            alone = isinstance(source, torch.fx.Node) and len(source.users) == 1
+            if before is not None and isinstance(modules.get(before), _LAYERS) and alone:
                 pairs.append((before, path))
     for layer, norm in pairs:
         if calls[layer] == 1 and sum(norm == other for _, other in pairs) == 1:
@@ -230,11 +231,9 @@ _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 def _fold(model: nn.Module, layer: nn.Module, norm: str) -> None:
-    batch_norm = model.get_submodule(norm)
-    if isinstance(layer, nn.Linear):
-        fused: nn.Module = nn.utils.fusion.fuse_linear_bn_eval(layer, batch_norm)  # type: ignore[type-var]
-    else:
-        fused = fuse_conv_bn_eval(layer, batch_norm)  # type: ignore[type-var]
+    batch_norm: Any = model.get_submodule(norm)
+    fuse: Any = fuse_linear_bn_eval if isinstance(layer, nn.Linear) else fuse_conv_bn_eval
+    fused = fuse(layer, batch_norm)
     layer.weight, layer.bias = fused.weight, fused.bias
     parent, _, leaf = norm.rpartition(".")
     setattr(model.get_submodule(parent), leaf, nn.Identity())
@@ -246,11 +245,10 @@ def _module_path(node: torch.fx.Node) -> str | None:
     return str(list(stack.values())[-1][0]) if stack else None
 
 
-def _hooks(model: nn.Module) -> nn.Module:
+def _hooks(model: nn.Module) -> Any:
     from nncf.torch.function_hook.wrapper import get_hook_storage
 
-    storage: nn.Module = get_hook_storage(model)
-    return storage
+    return get_hook_storage(model)
 
 
 def _passing(model: nn.Module, example: Tensor) -> dict[str, tuple[nn.Module, Tensor]]:
@@ -286,30 +284,34 @@ class _Unquantized(nn.Module):
         return x
 
 
-def _own_quantizers(model: nn.Module, example: Tensor) -> None:
-    """Put our modules where NNCF has put its own."""
+def _own_quantizers(model: nn.Module, example: Tensor, most: int) -> None:
+    """Put our modules where NNCF has put its own; weights become integers from −most to most.
+
+    What is no matrix, such as the gain of a layer normalisation, runtimes do not compute in INT8.
+    """
     storage = _hooks(model)
     for name, quantizer in list(storage.named_hooks()):
         storage.set_submodule(name, _Unquantized(quantizer))
     for name, (hook, value) in _passing(model, example).items():
         assert isinstance(hook, _Unquantized)
-        storage.set_submodule(name, _own(hook.quantizer[0], isinstance(value, nn.Parameter)))
+        if not isinstance(value, nn.Parameter):
+            storage.set_submodule(name, _activation(hook.quantizer[0]))
+        elif value.ndim > 1:
+            storage.set_submodule(name, _weight(hook.quantizer[0], most))
+        else:
+            storage.delete_hook(name)
 
 
-def _own(quantizer: Any, of_weight: bool) -> nn.Module:
-    low, high = quantizer.level_low, quantizer.level_high
-    if of_weight:
-        channels = [d for d, size in enumerate(quantizer.scale_shape) if size > 1]
-        signed = (low, high) if low < 0 else (-127, 127)
-        return WeightQuantizer(channels[0] if channels else None, *signed)
-    # The runtimes fuse what has one scale for all channels.
-    least, most = (float(x) for x in _ends(quantizer))
-    scale = max((most - least) / (high - low), torch.finfo(torch.float32).eps)
-    zero = min(max(round(low - least / scale), low), high)
-    return ActivationQuantizer(scale, zero, *((0, 255) if low >= 0 else (-128, 127)))
+def _weight(quantizer: Any, most: int) -> WeightQuantizer:
+    channels = [d for d, size in enumerate(quantizer.scale_shape) if size > 1]
+    return WeightQuantizer(channels[0] if channels else None, -most, most)
 
 
-def _ends(quantizer: Any) -> tuple[Tensor, Tensor]:
+def _activation(quantizer: Any) -> ActivationQuantizer:
+    """Of all 256 levels, and with one scale for all channels: so the runtimes fuse it."""
     with torch.no_grad():
-        low, high = quantizer.get_input_low_input_high()
-    return low.min(), high.max()
+        ends = quantizer.get_input_low_input_high()
+    low, high = (0, 255) if quantizer.level_low >= 0 else (-128, 127)
+    least, most = float(ends[0].min()), float(ends[1].max())
+    scale = max((most - least) / (high - low), torch.finfo(torch.float32).eps)
+    return ActivationQuantizer(scale, min(max(round(low - least / scale), low), high), low, high)

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from edgekd.config.schema import Section
 from edgekd.config.shelf import Shelf
-
-_RANGES = {
-    "nncf": ("min-max", "mean-min-max", "percentile", "mse"),
-    "onnxruntime": ("min-max", "percentile", "entropy"),
-}
 
 
 class Recipe(Section):
@@ -20,66 +15,54 @@ class Recipe(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
     description: str = ""
-    mode: Literal["static", "dynamic", "weights-int8", "weights-int4"] = Field(
-        "static",
-        description="static: ranges of activations from samples; dynamic: found at every inference; "
-        "weights-…: activations stay float32. The last three are for transformers and need no samples.",
-    )
-    backend: Literal["nncf", "onnxruntime"] = Field(
-        "nncf", description="Whose algorithms; either makes the files of both formats."
-    )
     sampler: Literal["random", "stratified", "entropy", "coreset"] = Field(
         "stratified", description="How samples are picked from the training split."
     )
     samples: int = Field(300, ge=1, le=100_000)
-    range: Literal["min-max", "mean-min-max", "percentile", "entropy", "mse"] = Field(
-        "min-max",
-        description="Activation ranges: extremes over all samples; mean of the samples' extremes (nncf); "
-        "percentile (nncf: mean of the samples'); least KL divergence of the histogram (onnxruntime); "
-        "least squared error of the histogram (nncf).",
+    method: Literal["static", "dynamic", "weights-int8", "weights-int4"] = Field(
+        "static",
+        description="static: weights and activations, with ranges from the samples. dynamic: "
+        "activations by what they are at the moment. weights-…: weights alone. The last three are "
+        "for transformers and recurrent networks.",
     )
-    percentile: float = Field(
-        99.99, gt=50, lt=100, description="With range percentile, in per cent; both ends are cut."
+    backend: Literal["auto", "nncf", "onnxruntime"] = Field(
+        "nncf",
+        description="What quantizes: NNCF, or ONNX Runtime's quantizer (needs the ONNX file, also for "
+        "OpenVINO). auto: what is faster on the target in a short measurement.",
+    )
+    range: Literal["min-max", "mean-min-max", "percentile", "mse", "entropy"] = Field(
+        "min-max",
+        description="Activation ranges. min-max: extremes over all samples; mean-min-max: mean of the "
+        "samples' extremes (ONNX Runtime: moving average); percentile: without outliers; mse: the range "
+        "with the least squared error (NNCF); entropy: with the least KL divergence (ONNX Runtime).",
+    )
+    preset: Literal["mixed", "performance"] = Field(
+        "mixed", description="mixed: asymmetric activations; performance: symmetric."
     )
     bias_correction: Literal["none", "fast", "accurate"] = Field(
-        "fast",
-        description="Of the shift that rounded weights make (nncf); accurate: layer by layer.",
+        "fast", description="Shift of the outputs that quantization makes, taken out again (NNCF)."
+    )
+    model_type: Literal["transformer"] | None = Field(
+        None, description="transformer: NNCF's patterns of attention."
     )
     smooth_quant: float | None = Field(
         None,
         ge=0,
         le=1,
-        description="SmoothQuant's alpha (Xiao 2023, eq. 4) for matrix products (nncf); null: NNCF's "
-        "0.95 with model_type transformer, else none.",
+        description="SmoothQuant's α for matrix products: how much of the activations' spread goes into "
+        "the weights (Xiao 2023, eq. 4); null: none; NNCF's own choice for transformers is 0.95.",
     )
-    preset: Literal["mixed", "performance"] = Field(
-        "mixed", description="mixed: asymmetric activations; performance: symmetric."
-    )
-    model_type: Literal["transformer"] | None = Field(
-        None, description="transformer: SmoothQuant and patterns of attention."
+    group_size: int = Field(
+        64, ge=8, le=4096, description="Weights that share a scale, for weights-int4."
     )
     reduced_range: Literal["auto", "on", "off"] = Field(
         "auto",
-        description="7-bit weights, for x86 CPUs without VNNI; auto: as the targets need, or this CPU.",
+        description="7-bit weights, for x86 CPUs without VNNI or AMX; auto: as the targets need.",
     )
     exclude: list[str] = Field(
-        [], description="Regular expressions of ONNX node names that stay in float32."
+        [], description="Regular expressions of node names that stay in float32."
     )
-    group_size: int = Field(64, ge=16, le=1024, description="Weights per scale in weights-int4.")
     seed: int = Field(0, ge=0, lt=2**31)
-
-    @model_validator(mode="after")
-    def _backend_can(self) -> Recipe:
-        if self.mode != "static":
-            return self
-        if self.range not in _RANGES[self.backend]:
-            able = next(name for name, ranges in _RANGES.items() if self.range in ranges)
-            raise ValueError(f"range {self.range} needs backend: {able}")
-        if self.backend == "onnxruntime" and self.smooth_quant is not None:
-            raise ValueError("smooth_quant needs backend: nncf")
-        if self.smooth_quant is not None and self.model_type is None:
-            raise ValueError("smooth_quant needs model_type: transformer")
-        return self
 
 
 RECIPES = Shelf("calibration recipe", "calibration", "quantize.recipe", Recipe)

@@ -2,73 +2,49 @@
 
 from __future__ import annotations
 
-import io
-import tempfile
 import time
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from torch import nn
 
-from edgekd.artifacts import write_bytes
+from edgekd.distill.trainer import predict
 from edgekd.export.device import device_files
-from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.models import role
 from edgekd.pipeline.stages import Context
-from edgekd.profile.targets import find
-from edgekd.quantize.accuracy import Labelled, revert_until_it_holds, sensitivities
-from edgekd.quantize.backend import Types, quantize, require, types, write
-from edgekd.quantize.qdq import reverted
+from edgekd.profile.targets import Target, find
+from edgekd.quantize.accuracy import TradeOffs, fewest_reverted
+from edgekd.quantize.arithmetic import arithmetic
+from edgekd.quantize.backend import Inputs, Quantized, Source, prepare, require, usable
 from edgekd.quantize.recipes import RECIPES, Recipe
 from edgekd.quantize.samplers import calibration_samples
-from edgekd.quantize.weights import compressed
+from edgekd.quantize.sensitivity import SUFFIX, logits, sensitivities
+from edgekd.quantize.speed import in_turns, median, place, slow_layers
 from edgekd.results import (
     AccuracyAware,
+    Arithmetic,
+    BackendSpeed,
     Calibration,
     ExportedFile,
+    LayerSensitivity,
     QatReport,
     QuantizeReport,
     SpeedAware,
-    TradeOff,
 )
 
-if TYPE_CHECKING:
-    from onnx import ModelProto
-    from torch import nn
-
-    from edgekd.quantize.qat import Trained
-
-_SUFFIXES = {"onnx": ".onnx", "openvino": ".xml"}
-
-
-@dataclass(frozen=True)
-class Made:
-    """The INT8 model of each format, as ONNX, and what there is to say about it."""
-
-    models: dict[str, ModelProto]
-    opset: int | None = None
-    trained: Trained | None = None
-    accuracy_aware: AccuracyAware | None = None
-    speed_aware: tuple[SpeedAware, ...] = ()
-
-
-@dataclass(frozen=True)
-class Job:
-    """What is to be quantized: both models, calibration samples, the student as ONNX."""
-
-    context: Context
-    recipe: Recipe
-    types: Types
-    student: nn.Module
-    teacher: nn.Module
-    chosen: np.ndarray
-    source: Path
-    formats: tuple[str, ...]
+# Sensitivities are measured on so many of the calibration samples.
+_SENSITIVITY_SAMPLES = 64
 
 
 def run(context: Context) -> None:
-    """Write an INT8 file per exported format of the student, and `quantize.json` about them."""
+    """Write an INT8 file per exported format of the student, and `quantize.json` about them.
+
+    Raises StageError when a model cannot be quantized, or not with the accuracy asked for.
+    """
     settings, dataset = context.config.quantize, context.dataset
     if settings is None:
         context.progress.say("  not configured: no INT8 files")
@@ -76,260 +52,233 @@ def run(context: Context) -> None:
         return
     require()
     recipe = RECIPES.find(settings.recipe, context.base)
-    wanted = types(recipe, [find(name, context.base) for name in context.config.profile.targets])
-    student = role.load(context.run, "student", context.base)
-    teacher = role.load(context.run, "teacher", context.base)
-    chosen = calibration_samples(recipe, dataset, teacher, student)
-    exported = [
+    sources = [
         file for file in context.run.export.files if (file.role, file.variant) == ("student", "f32")
     ]
-    formats = tuple(dict.fromkeys(file.format for file in exported))
-    with tempfile.TemporaryDirectory(dir=context.folder, prefix=".onnx-") as scratch:
-        job = Job(
-            context,
-            recipe,
-            wanted,
-            student,
-            teacher,
-            chosen,
-            source=_onnx(context, student, exported, Path(scratch)),
-            formats=formats,
-        )
-        started = time.monotonic()
-        if recipe.mode != "static":
-            files = _compressed(job)
-            made = Made({})
-        else:
-            made = _trained(job) if settings.qat is not None else _calibrated(job)
-            opset = made.opset or next((f.opset for f in exported if f.opset), None)
-            files = [
-                _written(context, format, model, started, opset, trained=made.trained is not None)
-                for format, model in made.models.items()
-            ]
-    report = None if made.trained is None else _checked(context, made.trained, files)
+    work = _Work(context, recipe, sources)
+    if settings.qat is None:
+        files, report = [work.file(source) for source in sources], None
+    else:
+        files, report = work.trained()
+    calibration = Calibration(
+        recipe=recipe.model_dump(mode="json"),
+        samples=tuple(int(index) for index in work.chosen),
+        arithmetic=work.types,
+    )
+    device = device_files(
+        files, context.config.export, dataset.input, dataset.inputs.dtype.name, context.folder
+    )
     QuantizeReport(
         files=tuple(files),
-        calibration=Calibration(
-            recipe=recipe.model_dump(mode="json"),
-            samples=tuple(int(index) for index in chosen),
-            reduced_range=wanted.reduced_range,
-            signed=wanted.signed,
-        ),
+        calibration=calibration,
+        device=device,
+        accuracy_aware=tuple(work.accuracy_aware),
+        speed_aware=tuple(work.speed_aware),
+        backends=tuple(work.backends),
         qat=report,
-        accuracy_aware=made.accuracy_aware,
-        speed_aware=made.speed_aware,
-        device=device_files(
-            files, context.config.export, dataset.input, dataset.inputs.dtype.name, context.folder
-        ),
     ).write(context.folder / "quantize.json")
 
 
-def _onnx(
-    context: Context, student: nn.Module, exported: list[ExportedFile], scratch: Path
-) -> Path:
-    """The student's ONNX file; made for the purpose where only other formats are deployed."""
-    for file in exported:
-        if file.format == "onnx":
-            return context.run.path / file.path
-    example = context.dataset.tensor(np.resize(context.dataset.train, 2))
-    source = Source(student, context.run.card("student"), example, scratch / "student.onnx")
-    return EXPORTERS.get("onnx")(source, scratch, context.config.export).path
+@dataclass
+class _Work:
+    """What all files of a run are quantized with, and what was found out on the way."""
 
+    context: Context
+    recipe: Recipe
+    sources: list[ExportedFile]
+    accuracy_aware: list[AccuracyAware] = field(default_factory=list)
+    speed_aware: list[SpeedAware] = field(default_factory=list)
+    backends: list[BackendSpeed] = field(default_factory=list)
 
-def _calibrated(job: Job) -> Made:
-    """Post-training quantization, with layers reverted where accuracy or speed ask for it."""
-    import onnx
+    @cached_property
+    def targets(self) -> list[Target]:
+        context = self.context
+        return [find(name, context.base) for name in context.config.profile.targets]
 
-    context, settings = job.context, job.context.config.quantize
-    assert settings is not None
-    samples = context.dataset.tensor(job.chosen).numpy()
-    with context.progress.task("calibrate", 1) as task:
-        quantized = quantize(job.source, job.recipe, list(samples[:, None]), job.types)
-        task.advance()
-    original = onnx.load(job.source)
-    slow: dict[str, frozenset[str]] = {format: frozenset() for format in job.formats}
-    speeds: list[SpeedAware] = []
-    if settings.speed_aware:
-        slow, speeds = _speed_aware(job, quantized, original, samples[:1])
-    keep, aware = {**slow}, None
-    if settings.max_drop_share is not None:
-        # The accuracy of one function for both formats; what is slow in either is not needed in it.
-        common = frozenset.intersection(*slow.values())
-        found, aware = _accuracy_aware(job, quantized, original, samples, common)
-        keep = {format: names | found for format, names in slow.items()}
-    return Made(
-        {format: reverted(quantized, original, names) for format, names in keep.items()},
-        accuracy_aware=aware,
-        speed_aware=tuple(speeds),
-    )
+    @cached_property
+    def types(self) -> Arithmetic:
+        return arithmetic(self.recipe, self.targets)
 
+    @cached_property
+    def chosen(self) -> np.ndarray:
+        """Indices of the calibration samples."""
+        context = self.context
+        student = role.load(context.run, "student", context.base)
+        return calibration_samples(self.recipe, context.dataset, self._teacher, student)
 
-def _accuracy_aware(
-    job: Job,
-    quantized: ModelProto,
-    original: ModelProto,
-    samples: np.ndarray,
-    slow: frozenset[str],
-) -> tuple[frozenset[str], AccuracyAware]:
-    from edgekd.distill.trainer import predict
+    def trained(self) -> tuple[list[ExportedFile], QatReport]:
+        """The INT8 files of all formats, after training with fake quantization."""
+        from edgekd.quantize.qat import deploy, train_quantized
 
-    context, settings = job.context, job.context.config.quantize
-    assert settings is not None
-    assert settings.max_drop_share is not None
-    dataset, progress = context.dataset, context.progress
-    teacher = predict(job.teacher, dataset, job.chosen).numpy()
-    with progress.task("sensitivity of every layer", 1):
-        ranked = sensitivities(quantized, original, samples, teacher)
-    validation = Labelled(
-        dataset.tensor(dataset.validation).numpy(), dataset.labels[dataset.validation]
-    )
-
-    def tell(point: TradeOff) -> None:
-        progress.say(
-            f"  {len(point.layers)} layers in float32: {100 * point.drop:+.2f} points of accuracy lost "
-            f"on the validation split, {point.size:,} bytes"
-        )
-
-    keep, curve = revert_until_it_holds(
-        quantized,
-        original,
-        [layer.layer for layer in ranked],
-        validation,
-        max_drop=settings.max_drop_share,
-        max_evaluations=settings.max_evaluations,
-        always=slow,
-        told=tell,
-    )
-    holds = any(point.holds and set(point.layers) == keep for point in curve)
-    if not holds:
-        progress.say(
-            f"  warning: max_drop {settings.max_drop} does not hold with every layer in float32"
-        )
-    order = [layer.layer for layer in ranked]
-    return keep, AccuracyAware(
-        max_drop=settings.max_drop_share,
-        holds=holds,
-        reverted=tuple(name for name in order if name in keep),
-        sensitivity=ranked,
-        curve=curve,
-    )
-
-
-def _speed_aware(
-    job: Job, quantized: ModelProto, original: ModelProto, sample: np.ndarray
-) -> tuple[dict[str, frozenset[str]], list[SpeedAware]]:
-    from edgekd.quantize.qdq import layers
-    from edgekd.quantize.speed import slow_layers
-
-    context = job.context
-    targets = [find(name, context.base) for name in context.config.profile.targets]
-    here = next((t for t in targets if t.transport == "local" and t.limits is None), None)
-    nothing: dict[str, frozenset[str]] = {format: frozenset() for format in job.formats}
-    if here is None:
-        context.progress.say(
-            "  warning: speed_aware measures on this machine, which is no target: no layer left alone"
-        )
-        return nothing, []
-    found, reports = nothing, []
-    for format in job.formats:
-        count = len(layers(quantized))
-        with context.progress.task(f"speed of every layer, {format}", count) as task:
-            found[format], speeds = slow_layers(
-                quantized,
-                original,
-                format,
-                sample,
-                threads=here.threads,
-                precision=here.precision,
-                told=task.advance,
-            )
-        reports.append(SpeedAware(format=format, target=here.name, layers=speeds))
-        context.progress.say(
-            f"  {format}: {len(found[format])} of {count} layers are slower in INT8 and stay float32"
-        )
-    return found, reports
-
-
-def _trained(job: Job) -> Made:
-    from edgekd.quantize import qat
-
-    context, settings = job.context, job.context.config.quantize
-    assert settings is not None
-    if job.recipe.exclude:
-        context.progress.say("  note: qat trains every layer; the recipe's exclude is not used")
-    trained = qat.train_quantized(
-        context,
-        job.student,
-        job.teacher,
-        job.recipe,
-        job.chosen,
-        reduced_range=job.types.reduced_range,
-    )
-    model, opset = qat.deployable(trained, context)
-    report = trained.report
-    context.progress.say(
-        f"  accuracy on the validation split: {report.validation_f32:.2%} in float32, "
-        f"{report.validation_before:.2%} in INT8, {report.validation_after:.2%} trained further"
-    )
-    return Made(dict.fromkeys(job.formats, model), opset, trained=trained)
-
-
-def _checked(context: Context, trained: Trained, files: list[ExportedFile]) -> QatReport:
-    """Hold the files to the trained model, and keep its answers for verify."""
-    from edgekd.quantize import qat
-
-    paths = {file.format: context.folder / Path(file.path).name for file in files}
-    parity = qat.check_parity(trained, context, paths, context.config.verify.int8_tolerance)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, logits=qat.test_logits(trained, context))
-    write_bytes(context.folder / "trained.npz", buffer.getvalue())
-    return trained.report.model_copy(update={"parity": parity})
-
-
-def _written(
-    context: Context,
-    format: str,
-    model: ModelProto,
-    started: float,
-    opset: int | None,
-    *,
-    trained: bool,
-) -> ExportedFile:
-    path = context.folder / f"student-int8{_SUFFIXES[format]}"
-    files = write(model, format, path)
-    return _record(
-        path, files, format, started, opset if format == "onnx" else None, trained=trained
-    )
-
-
-def _record(
-    path: Path,
-    files: tuple[Path, ...],
-    format: str,
-    started: float,
-    opset: int | None,
-    *,
-    trained: bool = False,
-) -> ExportedFile:
-    return ExportedFile(
-        role="student",
-        format=format,
-        variant="int8",
-        path=f"quantized/{path.name}",
-        files=tuple(f"quantized/{part.name}" for part in files),
-        size=sum(part.stat().st_size for part in files),
-        seconds=round(time.monotonic() - started, 3),
-        opset=opset,
-        trained=trained,
-    )
-
-
-def _compressed(job: Job) -> list[ExportedFile]:
-    """Dynamic and weight-only quantization, which need no samples."""
-    found = []
-    for format in job.formats:
+        student = role.load(self.context.run, "student", self.context.base)
         started = time.monotonic()
-        path = job.context.folder / f"student-int8{_SUFFIXES[format]}"
-        files = compressed(job.source, format, path, job.recipe)
-        found.append(_record(path, files, format, started, None))
-    return found
+        trained = train_quantized(self.context, student, self.recipe, self.chosen, self.types)
+        return deploy(trained, self.context, self.sources, started)
+
+    @cached_property
+    def _teacher(self) -> nn.Module:
+        return role.load(self.context.run, "teacher", self.context.base)
+
+    @cached_property
+    def samples(self) -> np.ndarray:
+        """(n, …) float32."""
+        samples: np.ndarray = self.context.dataset.tensor(self.chosen).numpy()
+        return samples
+
+    def file(self, exported: ExportedFile) -> ExportedFile:
+        """The INT8 file of one format."""
+        started = time.monotonic()
+        context, format = self.context, exported.format
+        name = Path(exported.path).name.replace("student.", "student-int8.")
+        path = context.folder / name
+        quantized = self._left_alone(format, self._quantized(exported))
+        float32 = self._reverted(exported, quantized)
+        written = quantized.write(path, float32)
+        return ExportedFile(
+            role="student",
+            format=format,
+            variant="int8",
+            path=f"quantized/{path.name}",
+            files=tuple(f"quantized/{part.name}" for part in written),
+            size=sum(part.stat().st_size for part in written),
+            seconds=round(time.monotonic() - started, 3),
+            opset=exported.opset,
+            producer=quantized.producer,
+            notes=quantized.notes,
+        )
+
+    def _quantized(self, exported: ExportedFile) -> Quantized:
+        """Calibrated; by the backend that is faster on the target where the recipe leaves it open."""
+        root, progress = self.context.run.path, self.context.progress
+        onnx = next((root / f.path for f in self.sources if f.format == "onnx"), None)
+        source = Source(exported.format, root / exported.path, onnx)
+        samples: list[Inputs] = list(self.samples[:, None])
+        names = usable(source, self.recipe)
+        where = place(self.targets, exported.format) if len(names) > 1 else None
+        if where is None:
+            names = names[:1]
+        made: dict[str, Quantized] = {}
+        with progress.task(f"quantize {exported.format}", len(names)) as task:
+            for name in names:
+                made[name] = prepare(source, self.recipe, samples, self.types, by=name)
+                task.advance(backend=name)
+        if where is None:
+            return made[names[0]]
+        with TemporaryDirectory(prefix="edgekd-backends-") as folder:
+            suffix = SUFFIX[exported.format]
+            files = {name: q.write(Path(folder, name + suffix)) for name, q in made.items()}
+            files["float32"] = tuple(root / part for part in exported.files)
+            medians = {
+                name: median(found)
+                for name, found in in_turns(files, where, self.samples, launches=3).items()
+            }
+        chosen = min(made, key=lambda name: medians[name])
+        self.backends.append(
+            BackendSpeed(
+                format=exported.format,
+                target=where.target.name,
+                runtime=where.runtime,
+                float32=medians["float32"],
+                backends={name: medians[name] for name in made},
+                chosen=chosen,
+            )
+        )
+        progress.say(f"  {exported.format}: quantized by {chosen}, which is faster there")
+        return made[chosen]
+
+    def _left_alone(self, format: str, quantized: Quantized) -> Quantized:
+        """Without the layers that are faster in float32."""
+        settings, progress = self.context.config.quantize, self.context.progress
+        assert settings is not None
+        if not settings.speed_aware:
+            return quantized
+        where = place(self.targets, format)
+        if where is None:
+            progress.say(f"  note: no target can be measured with {format}: not speed-aware")
+            return quantized
+        started = time.monotonic()
+        with progress.task(f"speed of layers, {format}", len(quantized.layers)) as task:
+            layers, rest = slow_layers(
+                format, quantized, where, self.samples, seconds=settings.speed_seconds, task=task
+            )
+        left = [speed.layer for speed in layers if speed.kept_float32]
+        self.speed_aware.append(
+            SpeedAware(
+                format=format,
+                target=where.target.name,
+                runtime=where.runtime,
+                layers=layers,
+                left_out=rest,
+                seconds=round(time.monotonic() - started, 3),
+            )
+        )
+        if rest:
+            progress.say(
+                f"  note: {len(rest)} of {len(quantized.layers)} layers of {format} were not "
+                "measured (quantize.speed_seconds)"
+            )
+        if left:
+            progress.say(f"  {format}: {len(left)} layers stay in float32, which is faster there")
+        return _Leaving(quantized, tuple(left))
+
+    def _reverted(self, exported: ExportedFile, quantized: Quantized) -> tuple[str, ...]:
+        """The layers that accuracy needs in float32."""
+        context, format = self.context, exported.format
+        settings, dataset = context.config.quantize, context.dataset
+        assert settings is not None
+        if settings.max_drop_share is None:
+            return ()
+        inputs = dataset.tensor(dataset.validation).numpy()
+        original = context.run.path / exported.path
+        with context.progress.task(f"accuracy, {format}", settings.max_evaluations) as task:
+            offs = TradeOffs(format, quantized, inputs, dataset.labels[dataset.validation], task)
+            before = offs.accuracy(original)
+            reverted, ranked = fewest_reverted(
+                offs,
+                before - settings.max_drop_share,
+                settings.max_evaluations,
+                lambda: self._sensitivities(format, original, quantized),
+                where=original,
+            )
+        self.accuracy_aware.append(
+            AccuracyAware(
+                format=format,
+                max_drop=settings.max_drop_share,
+                samples=len(inputs),
+                float32=before,
+                size_float32=exported.size,
+                sensitivities=ranked,
+                curve=tuple(offs.known[count] for count in sorted(offs.known)),
+                reverted=reverted,
+            )
+        )
+        if reverted:
+            context.progress.say(
+                f"  {format}: {reverted} of {len(quantized.layers)} layers back in float32"
+            )
+        return offs.order[:reverted]
+
+    def _sensitivities(
+        self, format: str, original: Path, quantized: Quantized
+    ) -> tuple[LayerSensitivity, ...]:
+        dataset = self.context.dataset
+        # Evenly over the indices, which are sorted and may be so by class.
+        count = min(_SENSITIVITY_SAMPLES, len(self.chosen))
+        picked = np.linspace(0, len(self.chosen) - 1, count).astype(int)
+        teacher = predict(self._teacher, dataset, self.chosen[picked]).double().numpy()
+        inputs = self.samples[picked]
+        student = logits(format, original, inputs)
+        with self.context.progress.task(f"sensitivity, {format}", len(quantized.layers)) as task:
+            return sensitivities(format, quantized, inputs, student, teacher, task)
+
+
+class _Leaving:
+    """A quantized model of which some layers stay in float32 whatever else does."""
+
+    def __init__(self, quantized: Quantized, left: tuple[str, ...]) -> None:
+        self._quantized, self._left = quantized, left
+        self.layers = tuple(layer for layer in quantized.layers if layer not in left)
+        self.producer, self.notes = quantized.producer, quantized.notes
+
+    def write(self, path: Path, float32: Collection[str] = ()) -> tuple[Path, ...]:
+        return self._quantized.write(path, [*self._left, *float32])

@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from edgekd.config.units import format_quantity
-from edgekd.report import checks, classes, operators, plots
+from edgekd.report import checks, classes, operators, plots, quantization
 from edgekd.report.classes import Answers, Changes
 from edgekd.report.comparison import (
     Group,
@@ -81,6 +81,7 @@ def render(run: Run) -> str:
         distributions=tuple(_distributions(contents, run)),
         profiled=contents.profile is not None,
         operators=operators.section(contents),
+        quantization=quantization.section(contents),
         per_class=classes.accuracy_plot(contents),
         changes=tuple(_changes(contents, answers)),
         examples=_examples(contents, run, answers),

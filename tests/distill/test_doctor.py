@@ -1,11 +1,13 @@
 """The doctor: complains of what would not teach, says nothing of what would, and touches nothing."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
 
 from edgekd.config.schema import Distill
-from edgekd.distill.doctor import examine, gradient_norms
+from edgekd.distill.doctor import examine, gradient_line, gradient_norms
 from edgekd.distill.method import METHODS, Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
@@ -33,11 +35,13 @@ def teacher_accuracy(share=0.97, total=400):
     return accuracy(answers, labels, CLASSES)
 
 
-def complaints(objective=None, answers=ANSWERS, teacher=None, student=None, **config):
+def complaints(
+    objective=None, answers=ANSWERS, teacher=None, student=None, again=None, stored=None, **config
+):
     objective = objective or Objective(0.1, (KD(),))
     return examine(
         student or network(), objective, Distill(**config), teacher or teacher_accuracy(),
-        INPUTS, Knowledge(answers), LABELS,
+        INPUTS, Knowledge(answers), LABELS, again=again, stored=stored,
     )  # fmt: skip
 
 
@@ -102,5 +106,74 @@ def test_a_term_without_gradient_is_named():
 def test_a_term_that_is_drowned_is_named_with_the_factor():
     (complaint,) = complaints(Objective(0.1, (KD(weight=1e5),)))
     assert complaint.startswith("cross_entropy is outweighed")
+    suggested = float(re.search(r"try alpha: ([\d.e+]+)", complaint)[1])
+    norms = gradient_norms(
+        network(), Objective(suggested, (KD(weight=1e5),)), INPUTS, Knowledge(ANSWERS), LABELS
+    )
+    assert norms["kd"] / norms["cross_entropy"] == pytest.approx(10, rel=0.5)
     assert "that of kd" in complaint
     assert complaints(Objective(1.0, (METHODS.get("logits")(),))) == []
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)])
+def test_a_teacher_that_is_not_in_evaluation_mode_is_noticed(layer):
+    torch.manual_seed(3)
+    teacher = nn.Sequential(nn.Linear(6, 8), layer, nn.Linear(8, CLASSES))
+
+    def ask(inputs):
+        with torch.no_grad():
+            return teacher(inputs)
+
+    (complaint,) = complaints(answers=ask(INPUTS), again=Knowledge(ask(INPUTS[: N // 2])))
+    assert "not in evaluation mode" in complaint
+    teacher.eval()
+    assert complaints(answers=ask(INPUTS), again=Knowledge(ask(INPUTS[: N // 2]))) == []
+
+
+def test_a_store_that_answers_for_other_views_is_noticed():
+    (complaint,) = complaints(stored=Knowledge(ANSWERS.roll(1, 0)))
+    assert "edgekd knowledge verify" in complaint
+    assert complaints(stored=Knowledge(ANSWERS.half().float())) == []
+
+
+def test_a_student_that_knows_more_than_the_teacher_is_noticed():
+    class Knowing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network()
+
+        def forward(self, x):
+            return self.net(x) + 20 * nn.functional.one_hot(LABELS, CLASSES)
+
+    (complaint,) = [c for c in complaints(student=Knowing()) if "already beats" in c]
+    assert complaint.startswith("the student already beats the teacher (100% of a batch right")
+
+
+def test_the_gradients_are_told_in_one_line():
+    assert (
+        gradient_line({"cross_entropy": 0.125, "kd": 3}) == "gradients: cross_entropy 0.125, kd 3"
+    )
+
+
+def test_a_loss_that_prepares_itself_first_is_looked_at_when_it_teaches_and_left_as_it_was():
+    from dataclasses import replace
+
+    from edgekd.models.resolve import build
+
+    student, teacher = (
+        build("zoo:resnet8", {}, input_shape=(1, 8, 8), classes=CLASSES, seed=seed, base=None)
+        for seed in (0, 1)
+    )
+    images = torch.randn(N, 1, 8, 8, generator=GENERATOR)
+    objective = Objective(0.1, (KD(), METHODS.get("ft")(), METHODS.get("crd")(negatives=50)))
+    objective.prepare(student, teacher.eval(), images[:4], 0, population=LABELS)
+    from edgekd.distill.taps import Tapped
+
+    with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as tapped:
+        known = replace(Knowledge(*tapped(images)), indices=torch.arange(N))
+    before = {k: v.clone() for k, v in objective.trained.state_dict().items()}
+    norms = gradient_norms(student, objective, images, known, LABELS)
+    assert set(norms) == {"cross_entropy", "kd", "ft", "crd"}
+    assert all(norm > 0 for norm in norms.values())
+    after = objective.trained.state_dict()
+    assert all(torch.equal(before[k], v) for k, v in after.items())

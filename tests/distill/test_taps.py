@@ -10,8 +10,9 @@ from edgekd.data.views import Views
 from edgekd.distill.method import METHODS, Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
-from edgekd.distill.taps import Tapped, pair_stages, parse, stages
+from edgekd.distill.taps import Tapped, attention_weights, pair_stages, parse, stages
 from edgekd.distill.trainer import train
+from edgekd.distill.workshop import population
 from edgekd.errors import UsageError
 from edgekd.models.resolve import build
 from edgekd.progress import Silent
@@ -65,8 +66,189 @@ class TestTapped:
             Tapped(Odd(), ["unused"]) as t,
         ):
             t(INPUTS)
-        with pytest.raises(UsageError, match="'pair' gives a tuple"), Tapped(Odd(), ["pair"]) as t:
+        with (
+            pytest.raises(UsageError, match=r"'pair' gives a tuple(.|\n)*pair:output.0"),
+            Tapped(Odd(), ["pair"]) as t,
+        ):
             t(INPUTS)
+
+
+class TestTransformers:
+    @pytest.mark.parametrize("mode", ["train", "eval"])
+    def test_attention_is_read_from_scaled_dot_product_attention(self, mode):
+        model = getattr(net("vit", dim=24, heads=3), mode)()
+        with Tapped(model, ["blocks.1:attention", "blocks.0"]) as tapped:
+            logits, seen = tapped(INPUTS)
+        assert torch.equal(logits, model(INPUTS))
+        weights, block = seen["blocks.1:attention"], model.blocks[1]
+        assert weights.shape == (4, 3, 16, 16)
+        torch.testing.assert_close(weights.sum(-1), torch.ones(4, 3, 16))
+        # The values, averaged with these weights, are what the block adds.
+        x = seen["blocks.0"]
+        v = block.qkv(block.norm1(x)).reshape(4, 16, 3, 3, 8)[:, :, 2].transpose(1, 2)
+        attended = x + block.out((weights @ v).transpose(1, 2).reshape(4, 16, 24))
+        torch.testing.assert_close(attended + block.mlp(block.norm2(attended)), block(x))
+
+    @pytest.mark.parametrize("mode", ["train", "eval"])
+    def test_attention_is_read_from_multihead_attention_and_its_caller_notices_nothing(self, mode):
+        layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+        encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+        model = getattr(nn.Sequential(encoder, nn.Linear(16, 2)), mode)()
+        x = torch.randn(5, 7, 16)
+        with Tapped(model, ["0.layers.2.self_attn:attention", "0.layers.1"]) as tapped:
+            output, seen = tapped(x)
+        torch.testing.assert_close(output, model(x))
+        weights = seen["0.layers.2.self_attn:attention"]
+        assert weights.shape == (5, 4, 7, 7)
+        attention, h = encoder.layers[2].self_attn, seen["0.layers.1"]
+        expected = attention(h, h, h, average_attn_weights=False)[1]
+        torch.testing.assert_close(weights, expected)
+        alone = nn.ModuleDict({"a": attention})
+        for asked in ({}, {"need_weights": False}, {"average_attn_weights": False}):
+            plain = attention(h, h, h, **asked)[1]
+            with Tapped(alone, ["a:attention"]):
+                watched = attention(h, h, h, **asked)[1]
+            assert (plain is None) == (watched is None)
+            if plain is not None:
+                torch.testing.assert_close(plain, watched)
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {}, {"is_causal": True}, {"scale": 0.5}, {"enable_gqa": True},
+            {"attn_mask": torch.tensor([[True, True, False, True, False]] * 3)},
+            {"attn_mask": torch.linspace(-2, 2, 15).reshape(3, 5).double()},
+        ],
+    )  # fmt: skip
+    def test_the_weights_are_those_that_torch_averages_values_with(self, options):
+        generator = torch.Generator().manual_seed(0)
+        heads = 2 if options.get("enable_gqa") else 4
+        q = torch.randn(2, 4, 3, 8, generator=generator, dtype=torch.float64)
+        k, v = (
+            torch.randn(2, heads, 5, 8, generator=generator, dtype=torch.float64) for _ in range(2)
+        )
+        expected = nn.functional.scaled_dot_product_attention(q, k, v, **options)
+        weights = attention_weights(q, k, v, **options)
+        torch.testing.assert_close(weights @ v.repeat_interleave(4 // heads, 1), expected)
+
+    def test_a_module_that_fails_leaves_nobody_watching(self):
+        class Broken(nn.Module):
+            def forward(self, x):
+                raise RuntimeError("broken")
+
+        model = nn.Sequential(Broken())
+        with pytest.raises(RuntimeError, match="broken"), Tapped(model, ["0:attention"]) as tapped:
+            tapped(INPUTS)
+        assert torch.overrides._get_current_function_mode_stack() == []
+
+    def test_attention_where_there_is_none_says_where_it_is_seen(self):
+        with (
+            pytest.raises(UsageError, match=r"not reached(.|\n)*scaled_dot_product_attention"),
+            Tapped(net("resnet8"), ["layer1:attention"]) as tapped,
+        ):
+            tapped(INPUTS)
+
+    def test_one_of_several_outputs_is_read_by_number_or_name(self):
+        class Several(nn.Module):
+            def forward(self, x):
+                return {"hidden": 2 * x, "other": x}
+
+        class Last(nn.Module):
+            def forward(self, several):
+                return several["hidden"], several["other"]
+
+        model = nn.Sequential(Several(), Last())
+        with Tapped(model, ["0:output.hidden", "1:output.1"]) as tapped:
+            _, seen = tapped(INPUTS)
+        assert torch.equal(seen["0:output.hidden"], 2 * INPUTS)
+        assert torch.equal(seen["1:output.1"], INPUTS)
+        for tap in ("0:output.nothing", "1:output.5", "1:output.x"):
+            with pytest.raises(UsageError, match="has no"), Tapped(model, [tap]) as tapped:
+                tapped(INPUTS)
+
+    def test_what_enters_by_name_is_an_input_too(self):
+        class Named(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = nn.Identity()
+
+            def forward(self, x):
+                return self.inner(input=x)
+
+        with Tapped(Named(), ["inner:input"]) as tapped:
+            assert torch.equal(tapped(INPUTS)[1]["inner:input"], INPUTS)
+
+    def test_stages_of_a_transformer_are_the_blocks_that_end_its_thirds(self):
+        assert stages(net("vit", depth=6), INPUTS) == ["blocks.1", "blocks.3", "blocks.5"]
+        assert stages(net("vit", depth=2), INPUTS) == ["blocks.0", "blocks.1"]
+
+    def test_blocks_that_give_several_tensors_are_read_at_the_first(self):
+        class Block(nn.Module):
+            def forward(self, x):
+                return (x + 1, None)
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.layers = nn.ModuleList(Block() for _ in range(3))
+
+            def forward(self, x):
+                for layer in self.layers:
+                    x = layer(x)[0]
+                return x
+
+        model = Model()
+        found = stages(model, torch.zeros(2, 5, 4))
+        assert found == [f"layers.{k}:output.0" for k in range(3)]
+        with Tapped(model, found) as tapped:
+            assert [float(f.max()) for f in tapped(torch.zeros(2, 5, 4))[1].values()] == [1, 2, 3]
+
+    @pytest.mark.parametrize(
+        "name", ["fitnet", "at", "sp", "nst", "vid", "ab", "fsp", "reviewkd", "ft"]
+    )
+    @pytest.mark.parametrize("other", ["vit", "resnet8"])
+    def test_methods_on_maps_work_with_transformers_on_either_side(self, name, other):
+        student = net("vit", dim=16, heads=2, depth=3, seed=1)
+        args = {"dim": 32, "heads": 4, "depth": 6} if other == "vit" else {}
+        teacher = net(other, **args).eval()
+        objective = Objective(0.0, (METHODS.get(name)(),))
+        objective.prepare(student, teacher, INPUTS, seed=0)
+        with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as known:
+            taught = Knowledge(*known(INPUTS))
+        epoch = objective.methods[0].alone if name == "ft" else 0  # past its paraphraser
+        with Tapped(student.train(), objective.student_taps) as tapped:
+            answer = Knowledge(*tapped(INPUTS))
+        terms = objective.terms(answer, taught, torch.arange(4), epoch)
+        terms[name].backward()
+        assert student.blocks[0].qkv.weight.grad.abs().max() > 0
+
+    def test_attention_maps_are_taught_head_by_head(self):
+        student, teacher = (
+            net("vit", dim=8 * heads, heads=heads, depth=2, seed=heads) for heads in (2, 4)
+        )
+        tap = ("blocks.1:attention", "blocks.1:attention")
+        objective = Objective(0.0, (METHODS.get("fitnet")(taps=[tap]),))
+        objective.prepare(student, teacher.eval(), INPUTS, seed=0)
+        assert objective.trained["fitnet"].parts[0][0].weight.shape == (4, 2, 1, 1)
+        with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as known:
+            taught = Knowledge(*known(INPUTS))
+        with Tapped(student, objective.student_taps) as tapped:
+            assert not tapped.compilable
+            answer = Knowledge(*tapped(INPUTS))
+        objective.terms(answer, taught, torch.arange(4))["fitnet"].backward()
+        assert student.blocks[1].qkv.weight.grad.abs().max() > 0
+
+
+def test_a_compiled_model_gives_the_same_features():
+    model = net("resnet8").eval()
+    with Tapped(model, ["layer2", "penultimate"]) as tapped:
+        assert tapped.compilable
+        logits, seen = tapped(INPUTS)
+        again, compiled = torch.compile(tapped.__call__, backend="eager")(INPUTS)
+    torch.testing.assert_close(logits, again)
+    assert list(seen) == list(compiled)
+    for name in seen:
+        torch.testing.assert_close(seen[name], compiled[name])
 
 
 class TestStages:
@@ -121,6 +303,9 @@ def digits(tmp_path_factory):
     return load(Data(limit=200), 0, tmp_path_factory.mktemp("base"))
 
 
+SMALL = {"ft": {"alone": 1}, "crd": {"negatives": 64, "dim": 8}}
+
+
 class StopAfter(Silent):
     def __init__(self, steps):
         self.left = steps
@@ -132,17 +317,21 @@ class StopAfter(Silent):
             raise RuntimeError("power cut")
 
 
-def distill(digits, path, names=("fitnet", "vid", "rkd"), progress=None):
+def distill(digits, path, names=("fitnet", "vid", "rkd", "crd", "ft"), progress=None):
     student = net("dscnn", (1, 8, 8), seed=1, width=4)
     teacher = net("resnet8", (1, 8, 8), seed=2).eval()
-    objective = Objective(0.1, (KD(), *(METHODS.get(name)() for name in names)))
-    objective.prepare(student, teacher, digits.tensor(digits.train[:4]), seed=0)
+    objective = Objective(
+        0.1, (KD(), *(METHODS.get(name)(**SMALL.get(name, {})) for name in names))
+    )
+    objective.prepare(
+        student, teacher, digits.tensor(digits.train[:4]), seed=0, population=population(digits)
+    )
     before = {k: v.clone() for k, v in objective.trained.state_dict().items()}
     with Tapped(teacher, objective.teacher_taps) as tapped:
 
         def ask(inputs, indices, view):
             with torch.no_grad():
-                return Knowledge(*tapped(inputs))
+                return Knowledge(*tapped(inputs), indices=indices)
 
         history = train(
             student, digits, Views(digits, Augment(), 0), objective,
@@ -155,14 +344,17 @@ def distill(digits, path, names=("fitnet", "vid", "rkd"), progress=None):
 
 def test_regressors_are_trained_with_the_student_and_every_term_is_logged(digits, tmp_path):
     student, objective, before, history = distill(digits, tmp_path)
-    assert set(objective.trained) == {"fitnet", "vid"}
+    assert set(objective.trained) == {"fitnet", "vid", "crd", "ft"}
     moved = [
         name
         for name, value in objective.trained.named_parameters()
         if not torch.equal(value, before[name])
     ]
     assert moved == [name for name, _ in objective.trained.named_parameters()]
-    assert set(history.epochs[0].losses) == {"cross_entropy", "kd", "fitnet", "vid", "rkd"}
+    assert set(history.epochs[0].losses) == {"ft"}  # alone with its paraphraser
+    assert set(history.epochs[1].losses) == {
+        "cross_entropy", "kd", "fitnet", "vid", "rkd", "crd", "ft",
+    }  # fmt: skip
     assert set(student.state_dict()) == set(net("dscnn", (1, 8, 8), width=4).state_dict())
     assert not any(m._forward_hooks for m in student.modules())
 

@@ -95,6 +95,13 @@ def test_a_damaged_checkpoint_is_one_clear_error(digits, tmp_path):
         run(network(), digits, tmp_path)
 
 
+def test_a_checkpoint_of_another_model_is_one_clear_error(digits, tmp_path):
+    with pytest.raises(RuntimeError, match="power cut"):
+        run(network(), digits, tmp_path, checkpoint_every=0.0, progress=StopAfter(3))
+    with pytest.raises(StageError, match="of another model"):
+        run(network(width=17), digits, tmp_path)
+
+
 def test_a_signal_saves_and_stops_between_two_steps(digits, tmp_path):
     import os
     import signal
@@ -150,7 +157,7 @@ def test_teacher_and_student_see_the_same_views_and_the_teacher_gets_no_gradient
     model = network()
     student_saw = []
     model.register_forward_pre_hook(
-        lambda m, args: student_saw.append(args[0].clone()) if m.training else None
+        lambda m, args: student_saw.append(args[0].clone()) if m.training and m is model else None
     )
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
     run(model, digits, tmp_path, Objective(0.1, (KD(),)), teacher=knowledge)

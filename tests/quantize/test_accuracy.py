@@ -1,131 +1,123 @@
-"""Accuracy-aware quantization: the layers that hurt are found, and no more of them go back than needed."""
+"""Layers go back to float32, the most sensitive first, until accuracy holds; in few evaluations."""
+
+import itertools
+import math
+import re
 
 import numpy as np
-import onnx
 import pytest
-import torch
 
-from edgekd.config.schema import Export
-from edgekd.export.exporter import EXPORTERS, Source
-from edgekd.quantize.accuracy import (
-    Labelled,
-    accuracy,
-    kl_divergence,
-    revert_until_it_holds,
-    run_onnx,
-    sensitivities,
-)
-from edgekd.quantize.backend import Types, quantize
-from edgekd.quantize.qdq import layers
+from edgekd.errors import StageError
+from edgekd.progress import Silent
+from edgekd.quantize.accuracy import TradeOffs, fewest_reverted
+from edgekd.quantize.arithmetic import arithmetic
+from edgekd.quantize.backend import Source, prepare, quantize
 from edgekd.quantize.recipes import Recipe
-from edgekd.results import InputSpec, ModelCard
+from edgekd.quantize.sensitivity import SUFFIX, logits, sensitivities
+
+pytest.importorskip("nncf")
+
+FORMATS = ("onnx", "openvino")
+BACKENDS = ("nncf", "onnxruntime")
 
 
-@pytest.fixture(scope="module")
-def spoiled(tmp_path_factory):
-    """A network with one layer that 8 bits ruin: one of its inputs is a thousand times the others."""
-    folder = tmp_path_factory.mktemp("spoiled")
-    torch.manual_seed(0)
-    linear = [torch.nn.Linear(16, 16) for _ in range(4)]
-    with torch.no_grad():
-        # The first of the outputs of layer 1 is huge and layer 2 does not look at it.
-        linear[1].weight[0] *= 3000
-        linear[1].bias[0] = 3000
-        linear[2].weight[:, 0] = 0
-    module = torch.nn.Sequential(
-        linear[0],
-        torch.nn.ReLU(),
-        linear[1],
-        torch.nn.ReLU(),
-        linear[2],
-        torch.nn.ReLU(),
-        linear[3],
-    ).eval()
-    inputs = torch.randn(400, 16)
-    card = ModelCard(
-        role="student", model="m", args={}, classes=tuple("0123456789abcdef"), seed=0, parameters=1,
-        input=InputSpec(shape=(16,), scale=1, mean=(0,), std=(1,)),
-    )  # fmt: skip
-    source = Source(module, card, inputs[:2], folder / "student.onnx")
-    path = EXPORTERS.get("onnx")(source, folder, Export()).path
-    original = onnx.load(path)
-    samples = list(inputs[:100, None].numpy())
-    quantized = quantize(path, Recipe(name="r"), samples, Types(False, False))
-    labels = run_onnx(original, inputs.numpy()).argmax(1)
-    return quantized, original, Labelled(inputs.numpy(), labels)
+@pytest.fixture
+def task():
+    with Silent().task("test") as task:
+        yield task
 
 
-def test_the_layer_that_is_ruined_is_the_most_sensitive(spoiled):
-    quantized, original, validation = spoiled
-    teacher = run_onnx(original, validation.inputs)
-    found = sensitivities(quantized, original, validation.inputs, teacher)
-    assert {f.layer for f in found} == set(layers(quantized))
-    assert found[0].snr < found[1].snr - 10
-    # The teacher is the student itself: any change takes the answers away from it.
-    assert found[0].teacher_kl > 0
-    assert found[0].teacher_kl == max(f.teacher_kl for f in found)
-    third = [n.name for n in original.graph.node if n.op_type == "Gemm"][2]
-    assert found[0].layer == third
+def prepared(exported, format, by, samples):
+    path = exported.folder / f"teacher{SUFFIX[format]}"
+    recipe = Recipe(name="r", backend=by)
+    source = Source(format, path, exported.folder / "teacher.onnx")
+    return path, prepare(source, recipe, list(samples[:, None]), arithmetic(recipe))
 
 
-def test_reverting_it_alone_is_enough_and_is_found(spoiled):
-    quantized, original, validation = spoiled
-    assert accuracy(quantized, validation) < 0.8
-    ranked = [
-        f.layer
-        for f in sensitivities(
-            quantized, original, validation.inputs, run_onnx(original, validation.inputs)
-        )
-    ]
-    keep, curve = revert_until_it_holds(
-        quantized, original, ranked, validation, max_drop=0.05, max_evaluations=10
-    )
-    assert keep == {ranked[0]}
-    assert [len(point.layers) for point in curve] == [0, 1]
-    assert [point.holds for point in curve] == [False, True]
-    assert curve[0].size < curve[1].size
-
-
-def brute_force(accuracies, max_drop):
-    return next(n for n, value in enumerate(accuracies) if 1 - value <= max_drop)
-
-
-@pytest.mark.parametrize("needed", range(10))
-@pytest.mark.parametrize("evaluations", [1, 2, 3, 12])
-def test_the_number_of_evaluations_is_bounded_and_what_is_found_holds(
-    monkeypatch, needed, evaluations
+@pytest.mark.parametrize("by", BACKENDS)
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_fewest_layers_that_brute_force_finds_are_reverted(
+    exported, tmp_path, task, format, by
 ):
-    from edgekd.quantize import accuracy as module
+    # Calibrated with inputs half as large, what is larger is cut off in every layer.
+    path, made = prepared(exported, format, by, exported.inputs / 2)
+    reference = logits(format, path, exported.inputs)
+    labels, least = reference.argmax(1), {"nncf": 0.95, "onnxruntime": 0.8}[by]
 
-    names, asked = [f"l{n}" for n in range(9)], []
+    def accuracy(float32):
+        file = made.write(tmp_path / f"b{SUFFIX[format]}", float32)[0]
+        return (logits(format, file, exported.inputs).argmax(1) == labels).mean()
 
-    def fake(model, validation):
-        if model == "original":
-            return 1.0
-        asked.append(len(model))
-        return 1.0 if len(model) >= needed else 0.5 + 0.01 * len(model)
-
-    class Kept(frozenset):
-        def ByteSize(self):
-            return len(self)
-
-    monkeypatch.setattr(module, "accuracy", fake)
-    monkeypatch.setattr(module, "reverted", lambda quantized, original, keep: Kept(keep))
-    keep, curve = revert_until_it_holds(
-        "quantized", "original", names, None, max_drop=0.1, max_evaluations=evaluations
+    assert accuracy(()) < least
+    fewest = next(
+        count
+        for count in range(len(made.layers) + 1)
+        if any(accuracy(c) >= least for c in itertools.combinations(made.layers, count))
     )
-    # One more where nothing was found: everything goes back.
-    assert len(asked) == len(set(asked)) == len(curve) <= evaluations + 1
-    if needed <= 9:
-        assert len(keep) >= needed
-        assert any(p.holds and set(p.layers) == keep for p in curve)
-    if evaluations == 12 and needed <= 9:
-        assert len(keep) == needed
-    assert keep == set(names[: len(keep)])
+    offs = TradeOffs(format, made, exported.inputs, labels, task)
+    assert offs.accuracy(path) == 1
+    reverted, ranked = fewest_reverted(
+        offs,
+        least,
+        12,
+        lambda: sensitivities(format, made, exported.inputs, reference, reference, task),
+        where=path,
+    )
+    assert reverted == fewest
+    assert offs.known[reverted].accuracy == accuracy(offs.order[:reverted]) >= least
+    assert [s.layer for s in ranked] == list(offs.order)
+    assert len(offs.known) <= 2 + math.log2(len(made.layers))
+    sizes = [offs.known[count].size for count in sorted(offs.known)]
+    assert sizes == sorted(sizes)
 
 
-def test_kl_divergence_is_that_of_the_definition():
-    teacher, student = np.array([[1.0, 2.0, 0.0]]), np.array([[0.0, 1.0, 3.0]])
-    p, q = (np.exp(z) / np.exp(z).sum() for z in (teacher, student))
-    assert kl_divergence(teacher, student) == pytest.approx((p * np.log(p / q)).sum())
-    assert kl_divergence(teacher, teacher + 7) == pytest.approx(0)
+def test_sensitivities_are_those_of_a_file_with_only_that_layer_quantized(exported, tmp_path, task):
+    """Against NNCF told to leave the other layers alone from the start."""
+    path, made = prepared(exported, "onnx", "nncf", exported.inputs)
+    reference = logits("onnx", path, exported.inputs)
+    teacher = np.random.default_rng(0).standard_normal(reference.shape)
+    found = sensitivities("onnx", made, exported.inputs, reference, teacher, task)
+    assert [s.divergence for s in found] == sorted((s.divergence for s in found), reverse=True)
+
+    def softmax(values):
+        powers = np.exp(values)
+        return powers / powers.sum(1, keepdims=True)
+
+    def kl(p, q):
+        return np.sum(p * np.log(p / q)) / len(p)
+
+    p_t, p_s = softmax(teacher), softmax(reference)
+    for sensitivity in found:
+        others = [re.escape(name) for name in made.layers if name != sensitivity.layer]
+        alone = quantize(
+            "onnx", path, tmp_path / "a.onnx", Recipe(name="r", exclude=others),
+            list(exported.inputs[:, None]),
+        )[0]  # fmt: skip
+        answer = logits("onnx", alone, exported.inputs)
+        snr = 10 * np.log10((reference**2).sum() / ((answer - reference) ** 2).sum())
+        assert sensitivity.snr == pytest.approx(snr, abs=1)
+        divergence = (kl(p_t, softmax(answer)) + kl(p_s, softmax(answer)) - kl(p_t, p_s)) / 2
+        assert sensitivity.divergence == pytest.approx(divergence, rel=0.5, abs=1e-5)
+
+
+def test_nothing_is_ranked_where_every_layer_can_be_quantized(exported, task):
+    path, made = prepared(exported, "onnx", "onnxruntime", exported.inputs)
+    labels = logits("onnx", path, exported.inputs).argmax(1)
+    offs = TradeOffs("onnx", made, exported.inputs, labels, task)
+    assert fewest_reverted(offs, 0.5, 12, lambda: pytest.fail("ranked"), where=path) == (0, ())
+    assert list(offs.known) == [0]
+
+
+@pytest.mark.parametrize(("most", "words"), [(12, "even with a single layer"), (2, "after 2 eval")])
+def test_a_drop_that_no_choice_of_layers_holds_is_one_clear_error(exported, task, most, words):
+    path, made = prepared(exported, "onnx", "onnxruntime", exported.inputs / 1000)
+    reference = logits("onnx", path, exported.inputs)
+    offs = TradeOffs("onnx", made, exported.inputs, reference.argmax(1), task)
+
+    def rank():
+        return sensitivities("onnx", made, exported.inputs, reference, reference, task)
+
+    with pytest.raises(StageError, match=words) as raised:
+        fewest_reverted(offs, 1.0, most, rank, where=path)
+    assert len(offs.known) <= most
+    assert "max_drop" in raised.value.fix

@@ -110,13 +110,13 @@ def test_a_lower_precision_is_verified_where_this_cpu_has_it_and_told_where_not(
 @pytest.mark.slow
 def test_int8_beyond_what_it_was_calibrated_for_is_told_and_not_judged(exported, tmp_path):
     pytest.importorskip("nncf")
-    from edgekd.quantize.backend import Types, quantize, write
+    from edgekd.quantize.backend import quantize
     from edgekd.quantize.recipes import Recipe
 
     samples = list(exported.inputs[:, None])
     source = exported.folder / "student.onnx"
-    model = quantize(source, Recipe(name="x", samples=32), samples, Types(False, False))
-    write(model, "onnx", exported.folder / "student-int8.onnx")
+    recipe = Recipe(name="x", samples=32, reduced_range="off")
+    quantize("onnx", source, exported.folder / "student-int8.onnx", recipe, samples)
     file = ExportedFile(
         role="student", format="onnx", variant="int8", path="export/student-int8.onnx", files=(),
         size=1, seconds=0,

@@ -100,24 +100,23 @@ def test_the_layer_with_broken_weights_is_named_in_onnx_and_in_ir(resnet, tmp_pa
 @pytest.mark.slow
 def test_int8_files_are_compared_layer_by_layer_and_the_broken_one_is_named(resnet, tmp_path):
     pytest.importorskip("nncf")
-    from edgekd.quantize.backend import Types, quantize, write
+    from edgekd.quantize.backend import quantize
     from edgekd.quantize.recipes import Recipe
 
-    def int8(source):
-        recipe = Recipe(name="x", samples=32)
-        return quantize(source, recipe, list(resnet.inputs[:, None]), Types(False, False))
-
-    good = int8(resnet.root / "student.onnx")
+    recipe = Recipe(name="x", samples=32, reduced_range="off")
+    samples = list(resnet.inputs[:, None])
     worst = 0.0
     for format, suffix in (("onnx", "onnx"), ("openvino", "xml")):
-        write(good, format, tmp_path / f"good.{suffix}")
+        source = resnet.root / f"student.{suffix}"
+        quantize(format, source, tmp_path / f"good.{suffix}", recipe, samples)
         found = compared(resnet, file(format, f"good.{suffix}", "int8"), tmp_path)
         assert found.first is None
         # OpenVINO fuses some tensors with their quantization.
         assert {"bn1", "layer1.0.bn1", "layer2.0.bn2", "fc"} <= {x.module for x in found.layers}
         worst = max(worst, *(layer.max_error for layer in found.layers))
     assert 1e-3 < worst < 0.25
-    write(int8(broken_copy(resnet, tmp_path, noise=1.0)), "onnx", tmp_path / "bad.onnx")
+    broken = broken_copy(resnet, tmp_path, noise=1.0)
+    quantize("onnx", broken, tmp_path / "bad.onnx", recipe, samples)
     bad = compared(resnet, file("onnx", "bad.onnx", "int8"), tmp_path)
     assert bad.first is not None
     assert bad.layers[bad.first].module == "layer2.0.bn2"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -20,6 +20,7 @@ class DKD(Method):
     architecture, and warms the term up over 20 epochs.
     """
 
+    labelled: ClassVar[bool] = True
     temperature: float = Field(4.0, gt=0, le=1000)
     alpha: float = Field(1.0, ge=0, allow_inf_nan=False)
     beta: float = Field(8.0, ge=0, allow_inf_nan=False)

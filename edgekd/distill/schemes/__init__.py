@@ -1,0 +1,1 @@
+"""Schemes: who learns from whom; one file each."""

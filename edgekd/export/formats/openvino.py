@@ -211,7 +211,7 @@ def _from_pytorch(source: Source, config: Export) -> Any:
     too, the graph is the same but for reshapes, and the conversion two to four times as slow.
     """
     import openvino
-    import torch
+    from torch.jit._trace import TracerWarning
 
     axes = dynamic_axes(source.inputs, config)
     free = [
@@ -220,13 +220,13 @@ def _from_pytorch(source: Source, config: Export) -> Any:
     ]
     example = tuple(source.inputs.values())
     with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", torch.jit.TracerWarning)
+        warnings.simplefilter("always", TracerWarning)
         model = openvino.convert_model(
             source.module,
             example_input=example if len(example) > 1 else example[0],
             input=[openvino.PartialShape(sizes) for sizes in free],
         )
-    doubts = [w for w in said if issubclass(w.category, torch.jit.TracerWarning)]
+    doubts = [w for w in said if issubclass(w.category, TracerWarning)]
     if doubts:
         # TorchScript only warns where it makes a constant of what depends on the inputs.
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from edgekd.errors import UsageError
 
 FEATURE_METHODS = [name for name in METHODS.names() if issubclass(METHODS.get(name), FeatureMethod)]
 # A regressor that is not trained yet stands between the student and the teacher.
-REGRESSED = {"fitnet", "vid", "ab", "fsp", "reviewkd"}
+REGRESSED = {"fitnet", "vid", "ab", "ft", "fsp", "crd", "reviewkd"}
 N = 5
+POPULATION = torch.arange(2 * N) % 3  # classes of twice as many samples as are in the batch
 
 
 def maps(channels, size, seed):
@@ -33,7 +35,8 @@ def knowledge(*features):
 def loss_of(name, student, teacher, **parameters):
     """The method built for and applied to lists of paired features."""
     method = METHODS.get(name)(taps=[(str(i), str(i)) for i in range(len(student))], **parameters)
-    s, t = knowledge(*student), knowledge(*teacher)
+    s = knowledge(*student)
+    t = replace(knowledge(*teacher), indices=torch.arange(N), population=POPULATION)
     loss = method.build(s, t)
     if isinstance(loss, nn.Module):
         loss.double()
@@ -50,7 +53,7 @@ def features_for(name, seed, channels=4):
 
 def test_the_methods_are_those_of_the_design():
     assert set(FEATURE_METHODS) == {
-        "fitnet", "at", "sp", "pkt", "rkd", "cc", "vid", "nst", "ab", "fsp", "reviewkd",
+        "fitnet", "at", "sp", "pkt", "rkd", "cc", "vid", "nst", "ab", "ft", "fsp", "crd", "reviewkd",
     }  # fmt: skip
 
 
@@ -82,7 +85,7 @@ def test_equal_samples_and_zero_features_stay_finite(name):
         assert all(f.grad.isfinite().all() for f in student)
 
 
-@pytest.mark.parametrize("name", sorted(set(FEATURE_METHODS) - {"pkt", "rkd", "cc"}))
+@pytest.mark.parametrize("name", sorted(set(FEATURE_METHODS) - {"pkt", "rkd", "cc", "crd"}))
 def test_maps_of_other_sizes_and_channels_are_matched(name):
     student = [maps(3, 4, 1)] * len(features_for(name, 0))
     teacher = [maps(5, 8, 2)] * len(student)
@@ -311,3 +314,117 @@ def test_too_few_stages_or_vectors_are_refused(name, count):
     features = [vectors(4, i) for i in range(count)]
     with pytest.raises(UsageError, match=f"{name} needs feature maps"):
         loss_of(name, features, features)
+
+
+def test_ft_equals_a_loop_and_leaves_the_paraphraser_as_it_is():
+    student, teacher = [maps(3, 4, 1)], [maps(6, 4, 2)]
+    built, _ = loss_of("ft", student, teacher, rate=0.5)
+    (part,) = built.parts
+    before = {k: v.clone() for k, v in part.state_dict().items() if "translator" not in k}
+    built.train()
+    student[0].requires_grad_()
+    value = built(knowledge(*student), knowledge(*teacher), None)
+    value.backward()
+    assert all(torch.equal(before[k], v) for k, v in part.state_dict().items() if k in before)
+    assert all(p.grad is None for p in part["encoder"].parameters())
+    assert student[0].grad.abs().max() > 0
+    part.eval()
+    factor, found = part["encoder"](teacher[0]), part["translator"].train()(student[0])
+    assert factor.shape == found.shape == (N, 3, 4, 4)
+    total = 0.0
+    for i in range(N):
+        a, b = found[i].flatten().tolist(), factor[i].flatten().tolist()
+        total += sum(
+            abs(x / math.hypot(*a) - y / math.hypot(*b)) for x, y in zip(a, b, strict=True)
+        )
+    assert value.item() == pytest.approx(total / (N * 48))
+
+
+def test_ft_trains_its_paraphraser_first_and_nothing_else():
+    student, teacher = [maps(3, 4, 1).requires_grad_()], [maps(6, 4, 2)]
+    built, _ = loss_of("ft", student, teacher)
+    (part,) = built.parts
+    loss = built.train().initial(knowledge(*student), knowledge(*teacher), None)
+    loss.backward()
+    assert student[0].grad is None
+    assert all(p.grad is None for p in part["translator"].parameters())
+    assert all(p.grad is not None for p in part["encoder"].parameters())
+    rebuilt = part["decoder"](part["encoder"](teacher[0]))
+    errors = zip(rebuilt.flatten().tolist(), teacher[0].flatten().tolist(), strict=True)
+    assert loss.item() == pytest.approx(sum((a - b) ** 2 for a, b in errors) / teacher[0].numel())
+
+
+def crd(student, teacher, **parameters):
+    built, _ = loss_of("crd", [student], [teacher], **{"dim": 3, "negatives": 7} | parameters)
+    return built
+
+
+def ask_crd(built, student, teacher, indices):
+    t = replace(knowledge(teacher), indices=indices)
+    return built(knowledge(student), t, POPULATION[indices])
+
+
+def test_crd_equals_a_loop():
+    s, t = vectors(4, 1), vectors(6, 2)
+    built = crd(s, t)
+    memory_s, memory_t, z = built.memory_s.clone(), built.memory_t.clone(), built.z.clone()
+    assert (z > 0).all()  # set by the first batch
+    indices = torch.tensor([9, 0, 4, 2, 7])
+    state = torch.get_rng_state()
+    drawn = built.draw(POPULATION[indices])
+    torch.set_rng_state(state)
+    found = ask_crd(built, s, t, indices)
+    unit = torch.nn.functional.normalize
+    sides = [
+        (unit(built.embed_s(s)), memory_t, z[0].item()),
+        (unit(built.embed_t(t)), memory_s, z[1].item()),
+    ]
+    expected, noise = 0.0, 7 / 10
+    for own, memory, density in sides:
+        for i in range(N):
+            e = [
+                math.exp((own[i] @ memory[j]).item() / 0.07) / density
+                for j in (indices[i], *drawn[i])
+            ]
+            expected -= math.log(e[0] / (e[0] + noise + 1e-7)) / N
+            expected -= sum(math.log(noise / (x + noise + 1e-7)) for x in e[1:]) / N
+    assert found.item() == pytest.approx(expected, rel=1e-9)
+    for memory, before, own in ((built.memory_s, memory_s, sides[0][0]),
+                                (built.memory_t, memory_t, sides[1][0])):  # fmt: skip
+        for row, j in enumerate(indices.tolist()):
+            moved = 0.5 * before[j] + 0.5 * own[row]
+            torch.testing.assert_close(memory[j], (moved / moved.norm()).detach())
+        rest = [j for j in range(10) if j not in indices]
+        assert torch.equal(memory[rest], before[rest])
+
+
+def test_crd_draws_every_sample_of_the_other_classes_equally_often_and_none_of_its_own():
+    built = crd(vectors(4, 1), vectors(6, 2), negatives=30_000)
+    torch.manual_seed(0)
+    for label, drawn in enumerate(built.draw(torch.arange(3))):
+        counts = drawn.bincount(minlength=10)
+        others = label != POPULATION
+        assert counts[~others].sum() == 0
+        expected = 30_000 / others.sum()
+        chi2 = ((counts[others] - expected) ** 2 / expected).sum().item()
+        assert chi2 < 30  # 6 degrees of freedom: p < 1e-4
+
+
+def test_crd_never_draws_samples_that_are_not_trained_on():
+    population = torch.tensor([0, -1, 1, -1, 2, 0, 1, -1, 2, 0])
+    t = replace(knowledge(vectors(6, 2)), indices=torch.arange(N), population=population)
+    built = METHODS.get("crd")(taps=[("0", "0")], negatives=500).build(knowledge(vectors(4, 1)), t)
+    drawn = built.draw(torch.tensor([0, 1, 2]))
+    assert set(drawn.flatten().tolist()) == {0, 2, 4, 5, 6, 8, 9}
+    assert built.memory_s.shape == (10, 128)
+
+
+def test_tokens_and_maps_meet():
+    """A transformer's 17 tokens, one of them of the class, are a 4×4 map of their channels."""
+    tokens, f = torch.randn(N, 17, 6).double(), maps(3, 4, 1)
+    _, loss = loss_of("at", [f], [tokens])
+    as_map = tokens[:, 1:].transpose(1, 2).reshape(N, 6, 4, 4)
+    assert loss.item() == pytest.approx(loss_of("at", [f], [as_map])[1].item())
+    for name in sorted(set(FEATURE_METHODS) - {"pkt", "rkd", "cc", "crd"}):
+        student = [maps(3, 4, 1)] * len(features_for(name, 0))
+        assert loss_of(name, student, [tokens] * len(student))[1].isfinite()

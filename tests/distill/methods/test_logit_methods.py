@@ -140,27 +140,30 @@ def test_warm_up_raises_the_weight_linearly(pair):
     assert [t / terms[-1] for t in terms] == pytest.approx([1 / 20, 0.5, 1, 1])
 
 
-def test_mlkd_equals_a_brute_force_loop(pair):
+@pytest.mark.parametrize("confidence", [1.0, 0.5, 0.2])
+def test_mlkd_equals_a_brute_force_loop(pair, confidence):
     z, v = pair
     n, classes = z.shape
+    sure = [max(softmax(row, 1.0)) for row in v.tolist()]
+    seen = [sum(softmax(row, 1.0)[c] for row in v.tolist()) for c in range(classes)]
+    samples = [s <= np.quantile(sure, confidence) for s in sure]
+    of = [s <= np.quantile(seen, confidence) for s in seen]
+    assert sum(samples) == {1.0: 7, 0.5: 4, 0.2: 2}[confidence]
     expected = 0.0
     for T in (2.0, 3.0):
         q, p = (z / T).softmax(1).tolist(), (v / T).softmax(1).tolist()
-        expected += (
-            T**2
-            / n
-            * sum(p[i][c] * math.log(p[i][c] / q[i][c]) for i in range(n) for c in range(classes))
-        )
         for i in range(n):
+            if samples[i]:
+                expected += T**2 * kl(p[i], q[i]) / n
             for j in range(n):
                 a, b = (sum(m[i][c] * m[j][c] for c in range(classes)) for m in (p, q))
-                expected += (a - b) ** 2 / n
+                expected += samples[i] * (a - b) ** 2 / n
         for c in range(classes):
             for d in range(classes):
                 a, b = (sum(m[i][c] * m[i][d] for i in range(n)) for m in (p, q))
-                expected += (a - b) ** 2 / classes
-    found = value(METHODS.get("mlkd")(temperatures=[2.0, 3.0]), z, v)
-    assert found.item() == pytest.approx(expected, rel=1e-10)
+                expected += of[c] * (a - b) ** 2 / classes
+    method = METHODS.get("mlkd")(temperatures=[2.0, 3.0], confidence=confidence)
+    assert value(method, z, v).item() == pytest.approx(expected, rel=1e-10)
 
 
 def test_hard_is_cross_entropy_with_the_teachers_answers(pair):

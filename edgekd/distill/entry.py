@@ -1,0 +1,39 @@
+"""`name` or `{name: {parameters}}` in the configuration, as what is registered under that name."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticCustomError
+
+from edgekd.errors import UsageError
+from edgekd.registry import Registry, suggestion
+
+B = TypeVar("B", bound=BaseModel)
+
+
+def parse_entry(registry: Registry[type[B]], entry: object, *path: str | int) -> B:
+    """The entry at `path` of the field that is read. Raises PydanticCustomError at the wrong key."""
+    if isinstance(entry, str):
+        entry = {entry: {}}
+    if not isinstance(entry, dict) or len(entry) != 1:
+        raise problem("should be a name or one {name: {parameters}}", *path)
+    ((name, parameters),) = entry.items()
+    try:
+        cls = registry.get(str(name))
+        return cls.model_validate({} if parameters is None else parameters)
+    except UsageError as error:
+        raise problem(error.what, *path) from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        text = first["msg"].removeprefix("Value error, ")
+        text = f"{text[0].lower()}{text[1:]}"
+        if first["type"] == "extra_forbidden":
+            text = f"unknown key{suggestion(str(first['loc'][-1]), cls.model_fields)}"
+        raise problem(text, *path, str(name), *first["loc"]) from None
+
+
+def problem(text: str, *path: str | int) -> PydanticCustomError:
+    """An error at `path` below the field that is read."""
+    return PydanticCustomError("methods", "{text}", {"text": text, "path": path})

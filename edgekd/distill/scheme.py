@@ -1,0 +1,120 @@
+"""What a scheme is: who learns from whom. Each lives in its own file under `schemes/`.
+
+A scheme trains as many models as it likes with the one loop, and ends with one student. This module
+and the scheme files import no torch at load time: a configuration is checked in milliseconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+from edgekd.distill.entry import parse_entry
+from edgekd.distill.method import METHODS, Kind
+from edgekd.registry import Registry
+
+if TYPE_CHECKING:
+    from edgekd.config.schema import Distill, Model, Weighted
+    from edgekd.distill.workshop import Workshop
+
+
+class Scheme(BaseModel):
+    """Fields are its parameters, with the paper's defaults where it gives any."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    name: ClassVar[str]
+    # What the student's last teacher gives in this scheme; None: what the run's teacher gives.
+    gives: ClassVar[frozenset[Kind] | None] = None
+    # What the keys of `distill` are that the user leaves out.
+    defaults: ClassVar[dict[str, Any]] = {}
+    # Whether it has losses of its own that need no label.
+    teaches: ClassVar[bool] = False
+    # Whether networks are trained with the settings of `teacher.train`.
+    trains_teachers: ClassVar[bool] = False
+
+    def needs_network(self, teacher: Weighted) -> bool:
+        """Whether the run's teacher has to be a network, which others are trained like."""
+        return False
+
+    def networks(self) -> list[Model]:
+        """Networks of its own, besides teacher and student, whose source its result depends on."""
+        return []
+
+    def check(self, distill: Distill) -> None:
+        """Raises ValueError for settings that do not go together with it."""
+        if self.gives is None:
+            return
+        for method in distill.methods.entries:
+            missing = method.needs - self.gives
+            if missing:
+                fit = [name for name in METHODS.names() if METHODS.get(name).needs <= self.gives]
+                raise ValueError(
+                    f"{method.name} needs {' and '.join(sorted(missing))}, and in scheme {self.name} "
+                    f"the teacher gives {', '.join(sorted(self.gives))}; methods that work with it: "
+                    f"{', '.join(fit)}"
+                )
+
+    def train(self, workshop: Workshop) -> None:
+        """Train the student, from wherever an earlier attempt was cut short, into the stage's folder."""
+        raise NotImplementedError
+
+
+SCHEMES: Registry[type[Scheme]] = Registry("scheme", "edgekd.distill.schemes")
+ANSWERS: frozenset[Kind] = frozenset({"logits", "probabilities", "labels"})
+S = TypeVar("S", bound=type[Scheme])
+
+
+def scheme(name: str) -> Callable[[S], S]:
+    """Class decorator: register a Scheme as `name`."""
+
+    def decorate(cls: S) -> S:
+        cls.name = name
+        SCHEMES.register(name)(cls)
+        return cls
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class SchemeChoice:
+    """`distill.scheme` of the configuration: `name` or `{name: {parameters}}`."""
+
+    entry: Scheme
+
+    @classmethod
+    def default(cls) -> SchemeChoice:
+        """A fixed teacher."""
+        return cls(SCHEMES.get("offline")())
+
+    @classmethod
+    def parse(cls, value: object) -> SchemeChoice:
+        """Build from plain data. Raises PydanticCustomError saying which key is wrong."""
+        return value if isinstance(value, SchemeChoice) else cls(parse_entry(SCHEMES, value))
+
+    def dump(self) -> dict[str, Any]:
+        """Plain data that `parse` reads back."""
+        return {self.entry.name: self.entry.model_dump(mode="json")}
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, _: Any, __: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            cls.parse, serialization=core_schema.plain_serializer_function_ser_schema(cls.dump)
+        )
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, _: CoreSchema, __: GetJsonSchemaHandler) -> Any:
+        entries: list[dict[str, Any]] = [{"enum": SCHEMES.names()}]
+        for name in SCHEMES.names():
+            entries.append(
+                {
+                    "type": "object",
+                    "properties": {name: SCHEMES.get(name).model_json_schema()},
+                    "required": [name],
+                    "additionalProperties": False,
+                }
+            )
+        return {"anyOf": entries}

@@ -1,0 +1,414 @@
+"""Where schemes train: one run's data, settings and folder. What is finished is not trained again."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgekd.artifacts import sha256_file
+from edgekd.config.schema import Config, Model, Training, Transfer
+from edgekd.config.units import format_quantity
+from edgekd.data.resolve import Dataset
+from edgekd.data.transfer import transfer_set
+from edgekd.data.views import Views
+from edgekd.distill import parallel
+from edgekd.distill.compute import autocast, teacher_precision
+from edgekd.distill.doctor import examine, gradient_line, gradient_norms
+from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
+from edgekd.distill.method import FeatureMethod, Knowledge
+from edgekd.distill.methods.kd import KD
+from edgekd.distill.objective import Objective
+from edgekd.distill.taps import Tapped
+from edgekd.distill.trainer import TeacherKnowledge, train
+from edgekd.errors import UsageError
+from edgekd.models import role
+from edgekd.models.weights import load_weights
+from edgekd.pipeline.run import Run
+from edgekd.pipeline.stages import Context, data_part, unlabelled_part
+from edgekd.results import Accuracy, Computing, History, SchemeModel, SchemeReport, TrainingReport
+from edgekd.teachers.kinds.torch import TorchTeacher
+from edgekd.teachers.teacher import Teacher
+from edgekd.teachers.teacher import load as load_teacher
+
+# In the folder of what is being trained; gone when it is.
+CHECKPOINT = "checkpoint.pt"
+
+
+@dataclass(frozen=True)
+class Known:
+    """A teacher, and plain data that changes when its answers may: the key of its knowledge store."""
+
+    teacher: Teacher
+    identity: Any
+
+
+class Workshop:
+    """What a scheme gets. Folders are relative to the stage's own, which is the student's."""
+
+    def __init__(self, context: Context) -> None:
+        self.context, self.config = context, context.config.distill
+        # Teachers learn from everything, the student from the transfer set.
+        self.everything = context.dataset
+        self.dataset = self._transfer_set()
+        self.made: list[SchemeModel] = []
+
+    def _transfer_set(self) -> Dataset:
+        transfer, data = self.config.transfer, self.context.config.data
+        if transfer == Transfer():
+            return self.everything
+        found = transfer_set(self.everything, transfer, data, data.seed, self.context.base)
+        told = int((found.labels[found.train] >= 0).sum())
+        self.say(f"transfer set: {len(found.train)} samples, {told} with labels")
+        return found
+
+    # -- models -----------------------------------------------------------------------------
+
+    def build(self, network: Model, *, seed: int = 0, where: str = "student") -> nn.Module:
+        """An untrained network for this data; `seed` counts from the run's. Raises UsageError."""
+        seed += self.context.config.seed
+        return role.build(network, "student", self.dataset, seed=seed, base=self.context.base)
+
+    @property
+    def student(self) -> Model:
+        """The network that ships."""
+        return self.context.config.student
+
+    @cached_property
+    def teacher(self) -> Known:
+        """The run's own teacher."""
+        run = self.context.run
+        teacher = load_teacher(run, self.context.base, self.context.dataset)
+        return Known(teacher, teacher_identity(run))
+
+    def known(self, module: nn.Module, folder: str) -> Known:
+        """A network that was trained here, as a teacher of others."""
+        path, files = self.context.folder / folder, ("model.safetensors", "model.json")
+        leads = parallel.rank() == 0
+        digests = [sha256_file(path / name) for name in files] if leads else None
+        return Known(TorchTeacher(module), parallel.told(digests))
+
+    def member(
+        self, name: str, network: Model, folder: str, seed: int, weights: str | None
+    ) -> Known:
+        """Another teacher: its weights given, or trained as `teacher.train` says. Kept in `folder`."""
+        if weights is None or self.finished(folder):
+            settings = self.context.config.teacher.train
+            module = self.fit(
+                name, network, folder, training=settings, dataset=self.everything, seed=seed
+            )
+        else:
+            module = self.build(network, seed=seed)
+            load_weights(module, self.context.base / weights)
+            self.keep(module.eval(), network, folder, None, seed=seed)
+            self.tell(name, network, folder)
+        return self.known(module, folder)
+
+    @property
+    def kd_temperature(self) -> float:
+        """At which soft targets are made; 1 without kd."""
+        found = [m.temperature for m in self.config.methods.entries if isinstance(m, KD)]
+        return found[0] if found else 1.0
+
+    # -- training ---------------------------------------------------------------------------
+
+    def fit(
+        self,
+        name: str,
+        network: Model,
+        folder: str = "",
+        *,
+        teacher: Known | None = None,
+        module: nn.Module | None = None,
+        training: Training | None = None,
+        dataset: Dataset | None = None,
+        objective: Objective | None = None,
+        seed: int = 0,
+    ) -> nn.Module:
+        """Train `network` and keep it in `folder`; the student's is "". Done before: only load it.
+
+        It learns from the labels alone, or by the configured methods from `teacher`; `module` is its
+        start where that is not random, `training` its settings where they are not the student's.
+        """
+        module = module if module is not None else self.build(network, seed=seed)
+        if self.finished(folder):
+            self.load(module, folder)
+            self.tell(name, network, folder)
+            return module
+        if objective is None:
+            objective = self.objective if teacher is not None else Objective()
+        history = self.train(
+            name, module, objective, folder,
+            teacher=teacher, training=training, dataset=dataset, seed=seed,
+        )  # fmt: skip
+        self.keep(module, network, folder, history, seed=seed)
+        self.tell(name, network, folder)
+        return module
+
+    @property
+    def objective(self) -> Objective:
+        """The configured one, new: its own layers are not trained yet."""
+        return Objective(self.config.alpha, self.config.methods.entries)
+
+    def train(
+        self,
+        name: str,
+        module: nn.Module,
+        objective: Objective,
+        folder: str = "",
+        *,
+        teacher: Known | None = None,
+        training: Training | None = None,
+        dataset: Dataset | None = None,
+        seed: int = 0,
+    ) -> History:
+        """Train `module` in place with the one loop, going on from a checkpoint in `folder`."""
+        dataset = dataset or self.dataset
+        seed += self.context.config.seed
+        if teacher is not None:
+            dataset = self._taught(teacher.teacher, dataset)
+        data = self.context.config.data
+        views = Views(dataset, data.augment, data.seed)
+        if teacher is not None:
+            self._prepare(name, module, objective, teacher, views, seed)
+        return train(
+            module,
+            dataset,
+            views,
+            objective,
+            training or self.config,
+            seed=seed,
+            checkpoint=self._checkpoint(folder),
+            progress=self.context.progress,
+            name=name,
+            teacher=None if teacher is None else self.ask(teacher, objective, views),
+        )
+
+    def _taught(self, teacher: Teacher, dataset: Dataset) -> Dataset:
+        """The data with those training samples that the teacher has an answer to."""
+        known = teacher.known(dataset.train)
+        if len(known) == len(dataset.train):
+            return dataset
+        self.say(
+            f"note: {len(dataset.train) - len(known)} of {len(dataset.train)} training samples are "
+            "left out: the teacher has no answer to them"
+        )
+        return replace(dataset, train=known)
+
+    def finished(self, folder: str = "") -> bool:
+        """Whether what belongs in `folder` was trained to the end; its history is written last."""
+        return parallel.told((self.context.folder / folder / "history.json").exists())
+
+    def load(self, module: nn.Module, folder: str) -> None:
+        """Fill `module` with what was kept in `folder`, and leave it in evaluation mode."""
+        if parallel.rank() == 0:
+            load_weights(module, self.context.folder / folder / "model.safetensors")
+        module.load_state_dict(parallel.told(module.state_dict()))
+        module.eval()
+
+    def keep(
+        self,
+        module: nn.Module,
+        network: Model,
+        folder: str,
+        history: History | None,
+        *,
+        seed: int = 0,
+    ) -> None:
+        """Write a trained network with its card, accuracy and history."""
+        role.save(
+            module, network, "student", self.context.folder / folder, self.dataset,
+            seed=self.context.config.seed + seed, history=history,
+        )  # fmt: skip
+        self._checkpoint(folder).unlink(missing_ok=True)
+
+    def _checkpoint(self, folder: str) -> Path:
+        return self.context.folder / folder / CHECKPOINT
+
+    # -- teachers ---------------------------------------------------------------------------
+
+    def ask(self, known: Known, objective: Objective, views: Views) -> TeacherKnowledge:
+        """What the teacher says of a batch, from the store that all runs beside this one share."""
+        config, dataset = self.config.knowledge, views.dataset
+        seen = _seen(known.teacher, objective)
+        if not known.teacher.sees_views:
+            return _numbered(seen)
+
+        def ask(inputs: Tensor, indices: Tensor, view: int, precision: str) -> Knowledge:
+            with autocast(Computing(device=inputs.device.type, precision=precision)):
+                return seen(inputs, indices, view)
+
+        batch = torch.from_numpy(dataset.train[: self.config.batch_size])
+        example = views.batch(batch, 0)
+        precision = teacher_precision(
+            config.teacher, lambda p: ask(example, batch, 0, p).logits.float()
+        )
+        identity = store_identity(known.identity, self.context.config, self.context.base, precision)
+        if views.mixes and not np.array_equal(dataset.train, self.everything.train):
+            # Another training split is other partners in every view.
+            identity["mixed with"] = hashlib.sha256(dataset.train.tobytes()).hexdigest()
+        stored = StoredKnowledge(
+            lambda inputs, indices, view: ask(inputs, indices, view, precision),
+            self.context.run.path.parent / FOLDER,
+            identity,
+            config,
+            views=views.count,
+            samples=len(dataset.labels),
+            rows=dataset.train,
+            example=ask(example, batch, 0, precision),
+        )
+        if config.store and not stored.stores:
+            self.say(
+                f"the teacher runs in every step: its knowledge would take "
+                f"{format_quantity(stored.size, 'bytes')}, above distill.knowledge.limit "
+                f"{config.limit}"
+            )
+        return _numbered(stored)
+
+    @staticmethod
+    def network_of(known: Known) -> nn.Module:
+        """The network that a white-box teacher is."""
+        if not isinstance(known.teacher, TorchTeacher):
+            raise UsageError("the teacher is no network that can be trained", where="teacher.model")
+        return known.teacher.module
+
+    @staticmethod
+    def accuracy(known: Known, dataset: Dataset, indices: np.ndarray) -> Accuracy | None:
+        """Top-1 accuracy of a teacher of any kind on unaugmented samples it has answers to."""
+        answers = known.teacher.answers(dataset, indices)
+        return role.accuracy_of(answers, dataset, indices)
+
+    def _prepare(
+        self,
+        name: str,
+        module: nn.Module,
+        objective: Objective,
+        known: Known,
+        views: Views,
+        seed: int,
+    ) -> None:
+        dataset = views.dataset
+        if isinstance(known.teacher, TorchTeacher):
+            example = dataset.tensor(np.resize(dataset.train, 4))
+            objective.prepare(module, known.teacher.module, example, seed, population(dataset))
+        for method in objective.methods:
+            if isinstance(method, FeatureMethod):
+                pairs = ", ".join(f"{t} → {s}" for t, s in method.taps or ())
+                self.say(f"{method.name}: {pairs}")
+        if not self.config.doctor:
+            return
+        answered = known.teacher.known(dataset.train)
+        # Those with a label first: a batch of others shows nothing of the hard-label term.
+        answered = answered[np.argsort(dataset.labels[answered] < 0, kind="stable")]
+        batch = torch.from_numpy(np.resize(answered, self.config.batch_size))
+        # Not through the store: it must hold what training batches give, and nothing else.
+        inputs = views.batch(batch, 0)
+        ask = _numbered(_seen(known.teacher, objective))
+        answers = ask(inputs, batch, 0)
+        half = len(batch) // 2
+        again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
+        labels = torch.from_numpy(dataset.labels)[batch]
+        accuracy = self.accuracy(known, dataset, dataset.validation)
+        if accuracy is None:
+            return
+        for complaint in examine(
+            module, objective, self.config, accuracy, inputs, answers, labels, again=again
+        ):
+            self.say(f"warning: {complaint}")
+        norms = gradient_norms(module, objective, inputs, answers, labels)
+        self.say(gradient_line(norms))
+
+    # -- telling ----------------------------------------------------------------------------
+
+    def say(self, text: str) -> None:
+        """One line for the user."""
+        self.context.progress.say(f"  {text}")
+
+    def note(
+        self, name: str, known: Known, *, dataset: Dataset | None = None, **about: Any
+    ) -> None:
+        """A teacher that is not the run's, with its accuracy; `dataset` where its classes are others."""
+        dataset = dataset or self.dataset
+        model = SchemeModel(
+            name=name,
+            validation=self.accuracy(known, dataset, dataset.validation),
+            test=self.accuracy(known, dataset, dataset.test),
+            **about,
+        )
+        self.made.append(model)
+        self.say(f"{name} accuracy: {_percent(model.test)} on the test split (PyTorch)")
+
+    def tell(self, name: str, network: Model, folder: str) -> None:
+        """A network that was kept in `folder`, with its accuracy."""
+        path = self.context.folder / folder / "metrics.json"
+        report = parallel.told(TrainingReport.read(path) if parallel.rank() == 0 else None)
+        assert report is not None
+        self.made.append(
+            SchemeModel(
+                name=name,
+                folder=folder or ".",
+                model=network.model,
+                validation=report.validation,
+                test=report.test,
+            )
+        )
+        self.say(f"{name} accuracy: {_percent(report.test)} on the test split (PyTorch)")
+
+    def report(self) -> None:
+        """`scheme.json`: what was trained on the way."""
+        scheme = self.config.scheme.entry.name
+        SchemeReport(scheme=scheme, models=tuple(self.made)).write(
+            self.context.folder / "scheme.json"
+        )
+
+
+def teacher_identity(run: Run) -> dict[str, str]:
+    """What the answers of a run's own teacher depend on."""
+    artifacts = run.manifest.stages["teacher"].artifacts
+    return {n: a.sha256 for n, a in artifacts.items() if n.startswith("teacher/model.")}
+
+
+def store_identity(teacher: Any, config: Config, base: Path, precision: str) -> dict[str, Any]:
+    """What is kept of a teacher's answers depends on; not the student, nor the seed of its training."""
+    data = data_part(config, base)
+    del data["run_seed"]
+    identity = {"teacher": teacher, "data": data, "precision": precision}
+    more = unlabelled_part(config, base)
+    return identity if more is None else {**identity, "unlabelled": more}
+
+
+def _seen(teacher: Teacher, objective: Objective) -> TeacherKnowledge:
+    """By asking the teacher itself, with the features that the methods look at."""
+    if not isinstance(teacher, TorchTeacher):
+        return teacher.knowledge
+    module, tapped = teacher.module, Tapped(teacher.module, objective.teacher_taps).__enter__()
+
+    def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+        module.to(inputs.device)
+        with torch.no_grad():
+            return Knowledge(*tapped(inputs))
+
+    return ask
+
+
+def _numbered(ask: TeacherKnowledge) -> TeacherKnowledge:
+    """The same with the samples' numbers, which contrastive methods look at."""
+    return lambda inputs, indices, view: replace(ask(inputs, indices, view), indices=indices)
+
+
+def population(dataset: Dataset) -> Tensor:
+    """The classes (samples,) of the training split; −1 for all other samples."""
+    classes = torch.full((len(dataset.labels),), -1)
+    train = torch.from_numpy(dataset.train)
+    classes[train] = torch.from_numpy(dataset.labels)[train]
+    return classes
+
+
+def _percent(accuracy: Accuracy | None) -> str:
+    return "unknown" if accuracy is None else f"{accuracy.value:.2%}"

@@ -1,0 +1,219 @@
+"""Ensembles, assistants, born-again generations: who learns from whom, and what a crash leaves behind."""
+
+import math
+
+import pytest
+import torch
+
+from edgekd.config.schema import Config
+from edgekd.distill.method import Knowledge
+from edgekd.teachers.ensemble import Ensemble, mean_logits
+from tests.distill.schemes.conftest import StopAfter, refused, same
+
+
+def asks(*networks, combine=lambda answers: answers[0]):
+    def knowledge(inputs, indices, view):
+        with torch.no_grad():
+            return Knowledge(combine([network(inputs) for network in networks]))
+
+    return knowledge
+
+
+def draw(*shape, seed=0):
+    return 3 * torch.randn(
+        *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+def softmax(row, T):
+    e = [math.exp(x / T) for x in row]
+    return [x / sum(e) for x in e]
+
+
+class TestMean:
+    @pytest.mark.parametrize("T", [1.0, 4.0])
+    def test_arithmetic_is_the_weighted_mean_of_the_members_soft_targets(self, T):
+        z, w = [draw(4, 5, seed=s) for s in range(3)], [0.5, 0.2, 0.3]
+        found = (mean_logits(z, w, "arithmetic", T) / T).softmax(1)
+        for i in range(4):
+            soft = [softmax(member[i].tolist(), T) for member in z]
+            expected = [sum(a * s[c] for a, s in zip(w, soft, strict=True)) for c in range(5)]
+            assert found[i].tolist() == pytest.approx(expected, rel=1e-12)
+
+    @pytest.mark.parametrize("T", [1.0, 4.0])
+    def test_geometric_is_the_normalised_product_at_every_temperature(self, T):
+        z, w = [draw(4, 5, seed=s) for s in range(2)], [0.75, 0.25]
+        found = (mean_logits(z, w, "geometric") / T).softmax(1)
+        for i in range(4):
+            soft = [softmax(member[i].tolist(), T) for member in z]
+            product = [math.prod(s[c] ** a for a, s in zip(w, soft, strict=True)) for c in range(5)]
+            expected = [p / sum(product) for p in product]
+            assert found[i].tolist() == pytest.approx(expected, rel=1e-12)
+
+    def test_a_member_of_weight_zero_does_not_count(self):
+        z = [draw(4, 5, seed=s) for s in range(2)]
+        for mean in ("arithmetic", "geometric"):
+            found = mean_logits(z, [0.0, 1.0], mean)
+            torch.testing.assert_close(found.softmax(1), z[1].softmax(1))
+
+    def test_weights_are_divided_by_their_sum(self):
+        assert Ensemble([None, None], weights=[1, 3]).weights == (0.25, 0.75)
+
+
+def test_the_ensembles_student_learns_from_the_mean_of_teacher_and_members(lab, tmp_path):
+    run = lab(distill={"scheme": {"ensemble": {"members": [{"model": "zoo:mlp"}, "zoo:resnet8"]}}})
+    run.distill()
+    members = [run.network("teacher"), *(run.network(f"student/members/{k}") for k in (1, 2))]
+    assert type(members[2]) is not type(members[1])
+
+    def mean_at_four(answers):
+        return 4 * torch.stack([(z / 4).softmax(1) for z in answers]).mean(0).log()
+
+    teacher = asks(*members, combine=mean_at_four)
+    expected = run.by_hand(tmp_path, teacher)
+    for a, b in zip(expected.parameters(), run.network().parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert [m.name for m in run.report.models] == ["member 1", "member 2", "ensemble", "student"]
+
+
+def test_members_of_the_teachers_architecture_start_elsewhere(lab):
+    run = lab(distill={"scheme": {"ensemble": {"members": 1, "mean": "geometric"}}}).distill()
+    a, b = run.network("teacher"), run.network("student/members/1")
+    assert [p.shape for p in a.parameters()] == [p.shape for p in b.parameters()]
+    assert not same(a, b)
+
+
+def test_a_member_may_bring_its_weights(lab):
+    first = lab("first").distill()
+    given = {"model": "zoo:mlp", "args": {"hidden": [48]},
+             "weights": str(first.path / "teacher/model.safetensors")}  # fmt: skip
+    run = lab("second", distill={"scheme": {"ensemble": {"members": [given]}}}).distill()
+    assert same(run.network("student/members/1"), first.network("teacher"))
+
+
+def test_a_chain_of_assistants_hands_down_from_one_to_the_next(lab, tmp_path):
+    chain = [{"model": "zoo:mlp", "args": {"hidden": [32]}},
+             {"model": "zoo:mlp", "args": {"hidden": [20]}}]  # fmt: skip
+    run = lab(distill={"scheme": {"assistant": {"chain": chain}}}).distill()
+    networks = [run.network(f) for f in ("teacher", "student/assistants/1", "student/assistants/2")]
+    assert [n[1].out_features for n in networks] == [48, 32, 20]
+    assert same(run.by_hand(tmp_path, asks(networks[2])), run.network())
+
+
+def test_generation_k_learns_from_generation_k_minus_one(lab, tmp_path):
+    run = lab(distill={"scheme": {"born_again": {"generations": 3}}}).distill()
+    teacher, one, two = (
+        run.network(f) for f in ("teacher", "student/generations/1", "student/generations/2")
+    )
+    assert same(run.by_hand(tmp_path / "1", asks(teacher)), one)
+    assert same(run.by_hand(tmp_path / "2", asks(one), seed=1), two)
+    assert same(run.by_hand(tmp_path / "3", asks(two), seed=2), run.network())
+
+
+def test_the_ensemble_of_generations_may_teach_the_student(lab, tmp_path):
+    run = lab(distill={"scheme": {"born_again": {"generations": 2, "ensemble": True}}}).distill()
+    generations = [run.network(f"student/generations/{k}") for k in (1, 2)]
+
+    def mean_at_four(answers):
+        return 4 * torch.stack([(z / 4).softmax(1) for z in answers]).mean(0).log()
+
+    expected = run.by_hand(tmp_path, asks(*generations, combine=mean_at_four), seed=2)
+    for a, b in zip(expected.parameters(), run.network().parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    ensemble = run.report.models[2]
+    assert ensemble.name == "ensemble of the generations"
+    labels = torch.from_numpy(run.dataset.labels)[run.dataset.test]
+    inputs = run.dataset.tensor(run.dataset.test)
+    with torch.no_grad():
+        answers = mean_at_four([g(inputs) for g in generations]).argmax(1)
+    assert ensemble.test.correct == int((answers == labels).sum())
+
+
+def test_a_refinery_labels_the_very_view_that_is_trained_on_and_nothing_else(lab, tmp_path):
+    run = lab(
+        data={"limit": 300, "augment": {"crop": 1, "views": 2}},
+        distill={"scheme": {"label_refinery": {"generations": 2}}},
+    ).distill()
+    assert run.config.distill.alpha == 0
+    first = run.network("student/generations/1")
+    views = []
+
+    def refinery(inputs, indices, view):
+        views.append(view)
+        return asks(first)(inputs, indices, view)
+
+    assert same(run.by_hand(tmp_path, refinery, seed=1), run.network())
+    assert set(views) == {0, 1}
+
+
+def test_the_student_of_a_scheme_is_a_plain_network_without_its_teachers(lab):
+    run = lab(distill={"scheme": {"ensemble": {"members": 1}}}).distill()
+    plain = lab("plain").distill()
+    from safetensors.torch import load_file
+
+    a, b = (load_file(r.path / "student/model.safetensors") for r in (run, plain))
+    assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "scheme", [{"born_again": {"generations": 2}}, {"assistant": {"chain": ["zoo:mlp"]}}]
+)
+def test_killed_anywhere_it_goes_on_to_the_same_student_and_trains_nothing_twice(lab, scheme):
+    whole = lab("whole", distill={"scheme": scheme}).distill()
+    for steps in (3, 15, 22, 29):
+        # In a folder of its own, where no neighbour's student can be borrowed.
+        cut = lab(f"{steps}/cut", distill={"scheme": scheme, "checkpoint_every": 0.0})
+        with pytest.raises(RuntimeError, match="power cut"):
+            cut.distill(StopAfter(steps + 30))  # after the teacher's steps
+        folders = [p.parent for p in cut.path.rglob("history.json") if ".partial" in p.parts]
+        finished = {(f / "model.safetensors").stat().st_mtime_ns for f in folders}
+        assert len(finished) == (steps > 15)
+        cut.distill()
+        assert same(cut.network(), whole.network())
+        assert finished <= {p.stat().st_mtime_ns for p in cut.path.rglob("model.safetensors")}
+
+
+class TestConfiguration:
+    def test_a_scheme_is_a_name_or_a_name_with_parameters_and_comes_back_from_its_dump(self):
+        for scheme in ("born_again", {"born_again": {"generations": 3}}):
+            config = Config.model_validate({"distill": {"scheme": scheme}})
+            assert config.distill.scheme.entry.generations == 3
+            again = Config.model_validate(config.model_dump(mode="json"))
+            assert again == config
+
+    def test_a_scheme_brings_its_own_defaults_and_leaves_what_is_given(self):
+        config = Config.model_validate({"distill": {"scheme": "label_refinery"}})
+        assert config.distill.methods.entries[0].temperature == 1
+        given = Config.model_validate({"distill": {"scheme": "label_refinery", "alpha": 0.5}})
+        assert given.distill.alpha == 0.5
+
+    @pytest.mark.parametrize(
+        ("distill", "message"),
+        [
+            (
+                {"scheme": "born_agian"},
+                r"distill.scheme.*unknown scheme.*did you mean 'born_again'",
+            ),
+            ({"scheme": 3}, r"should be a name or one \{name"),
+            ({"scheme": {"born_again": {"generation": 3}}}, "did you mean 'generations'"),
+            ({"scheme": {"born_again": {"generations": 1}}}, "scheme.born_again.generations"),
+            ({"scheme": {"assistant": {"chain": []}}}, "scheme.assistant.chain"),
+            ({"scheme": {"assistant": {"chain": ["zoo:mlp"]}}, "methods": []}, "methods is empty"),
+            ({"scheme": {"ensemble": {"members": 0}}}, "members should be 1 to 100"),
+            ({"scheme": {"ensemble": {"members": 2, "weights": [1, 2.0]}}}, "has 2 values"),
+            ({"scheme": {"ensemble": {"members": 1, "weights": [0.0, 0.0]}}}, "not all 0"),
+            (
+                {"scheme": "ensemble", "methods": ["kd", "rkd"]},
+                r"rkd needs features, and in scheme ensemble.*methods that work with it: .*kd",
+            ),
+            (
+                {"scheme": {"born_again": {"ensemble": True}}, "methods": ["kd", "at"]},
+                "at needs features, which an ensemble",
+            ),
+        ],
+    )
+    def test_what_cannot_work_is_refused_when_it_is_read(self, distill, message):
+        import re
+
+        assert re.search(message, refused(**distill)), refused(**distill)

@@ -1,0 +1,82 @@
+"""Two real processes, as torchrun starts them: one loss curve, one set of weights, one that writes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+pytestmark = pytest.mark.slow
+
+# Dropout would draw other numbers, and batch normalisation see half of the batch.
+CONFIG = """
+data: {source: digits, limit: 400, augment: {crop: 1, views: 2}}
+teacher: {model: "zoo:mlp", args: {hidden: [48], norm: false}, train: {epochs: 2}}
+student: {model: "zoo:mlp", args: {hidden: [16], norm: false}}
+distill: {epochs: 3, batch_size: 64, doctor: false, methods: [{kd: {temperature: 4}}]}
+"""
+
+
+def start(folder, processes, *extra, config=CONFIG):
+    folder.mkdir(exist_ok=True)
+    (folder / "compress.yaml").write_text(config)
+    python = [sys.executable]
+    if processes > 1:
+        python += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [*python, "-m", "edgekd", "distill", "compress.yaml", "--out", "runs/a", *extra]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def finish(process):
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    return out, err
+
+
+def results(folder):
+    student = folder / "runs/a/student"
+    history = json.loads((student / "history.json").read_text())
+    return history["epochs"], load_file(student / "model.safetensors")
+
+
+def test_two_processes_give_the_loss_curve_and_the_weights_of_one_and_only_one_writes(tmp_path):
+    finish(start(tmp_path / "one", 1))
+    _, err = finish(start(tmp_path / "two", 2))
+    (one, single), (two, double) = results(tmp_path / "one"), results(tmp_path / "two")
+    for a, b in zip(one, two, strict=True):
+        assert a["losses"] == pytest.approx(b["losses"], rel=2e-3)
+        assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=5e-3)
+    for name, weights in single.items():
+        assert np.allclose(weights, double[name], atol=5e-3), name
+    assert err.count("student accuracy") == 1
+    assert sorted(
+        p.name for p in (tmp_path / "two/runs/a").iterdir() if p.name[0] != "."
+    ) == sorted(p.name for p in (tmp_path / "one/runs/a").iterdir() if p.name[0] != ".")
+
+
+def test_stopped_together_they_go_on_to_the_same_weights(tmp_path):
+    # With batch normalisation: each sees its half, the statistics are averaged.
+    config = CONFIG.replace("norm: false", "norm: true").replace("epochs: 3", "epochs: 150")
+    finish(start(tmp_path / "whole", 2, config=config))
+    stopped = start(tmp_path / "stopped", 2, config=config)
+    partial = tmp_path / "stopped/runs/a/.partial"
+    while not list(partial.glob("distill-*/checkpoint.pt")):
+        assert stopped.poll() is None, stopped.communicate()
+        time.sleep(0.05)
+    stopped.send_signal(signal.SIGTERM)
+    stopped.communicate(timeout=120)
+    assert stopped.returncode != 0
+    _, err = finish(start(tmp_path / "stopped", 2, config=config))
+    assert "going on from epoch" in err
+    (losses, whole), (resumed, weights) = results(tmp_path / "whole"), results(tmp_path / "stopped")
+    assert all(np.array_equal(whole[name], weights[name]) for name in whole)
+    assert [epoch["losses"] for epoch in losses] == [epoch["losses"] for epoch in resumed]
