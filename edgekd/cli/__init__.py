@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "Predict latency on a device that is not attached.",
     "history": "Show what earlier gates found, and the commits at which a figure moved.",
     "operators": "Show where the time goes, operator by operator.",
+    "imitate": "Learn from a language model: collect its answers, clean them, train.",
     "methods": "List the distillation methods.",
     "schemes": "List the schemes: who learns from whom.",
     "knowledge": "Show, verify and prune what teachers said.",
@@ -92,9 +93,13 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = 2
-    except click.Abort:
-        click.secho("interrupted", fg="red", err=True)
-        code = 130
+    except click.Abort as abort:
+        # click takes every EOFError for a Ctrl-D at one of its prompts, of which there are none.
+        if isinstance(abort.__cause__, EOFError):
+            code = _crashed(abort.__cause__)
+        else:
+            click.secho("interrupted", fg="red", err=True)
+            code = 130
     except click.exceptions.Exit as exit_request:
         code = exit_request.exit_code
     except OSError as error:

@@ -173,6 +173,11 @@ def apply_overrides(value: dict[str, Any], overrides: Iterable[str]) -> dict[str
     return value
 
 
+def of_gate(override: str) -> bool:
+    """Whether an override is on the section `gate`, or on a key of it."""
+    return override.partition("=")[0].partition(".")[0].strip() == "gate"
+
+
 def _replaced(value: Any, keys: list[str], new: Any, where: str) -> Any:
     """A copy of `value` in which the item under `keys` is `new`."""
     if not keys:
@@ -229,7 +234,7 @@ def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Se
         text = "this key is required"
     elif problem["type"] == "too_short":
         text = "should not be empty"
-    elif problem["type"] not in ("value_error", "methods"):
+    elif problem["type"] not in ("value_error", "methods", "sections"):
         text = f"{text[0].lower()}{text[1:]}, not {_shortened(problem['input'])}"
     return f"{place}: {key}: {text}" if key else f"{place}: {text}"
 

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from edgekd.config import units
 from edgekd.config.units import Dimension
 from edgekd.distill.method import MethodList
 from edgekd.distill.scheme import SchemeChoice
+from edgekd.errors import UsageError
+from edgekd.registry import suggestion
+from edgekd.teachers.teacher import check_methods, kind_of, options
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -186,10 +191,24 @@ class Weighted(Model):
 
 
 class Teacher(Weighted):
-    """The model that knows."""
+    """The model that knows. See docs/teachers.md for the kinds and their args."""
 
-    model: str = "zoo:resnet20x2"
+    model: str = Field(
+        "zoo:resnet20x2",
+        description="zoo:NAME | package.module:factory | path/to/file.py:factory | onnx:FILE | "
+        "records:FILE | oip://HOST:PORT/MODEL | oips://HOST:PORT/MODEL.",
+    )
     train: Training = Field(default_factory=Training)
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Teacher:
+        kind = kind_of(self.model)
+        if kind.Options is None:
+            return self
+        if self.weights is not None:
+            raise ValueError(f"weights are of PyTorch networks; {self.model} has its own")
+        kind.check(self.model, options(kind, self.args))
+        return self
 
 
 class Student(Model):
@@ -394,14 +413,48 @@ class Export(Section):
         return self
 
 
+class Qat(Training):
+    """Training with fake quantization, with the loss and the teacher's answers of `distill`."""
+
+    epochs: int = Field(3, ge=1, le=100_000)
+    # Batch normalisation is folded: the scale of gradients is no longer that of the weights.
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    learning_rate: Positive = Field(
+        0.0003, description="Peak learning rate; for sgd a hundredth of the student's."
+    )
+    weight_decay: NonNegative = 0.0
+    compute: Compute = Field(
+        default_factory=lambda: Compute(precision="f32", compile=False),
+        description="As for the student, but float32 and not compiled: rounding to INT8 is exact so.",
+    )
+
+
 class Quantize(Section):
     """INT8 versions of the student's files, calibrated on the training split."""
 
     recipe: str = Field("default", description="A file of calibration/, shipped or your own.")
+    qat: Qat | None = Field(
+        None,
+        description="Distillation-aware training with fake quantization, after which both INT8 files "
+        "are one function; null: quantize what distill has trained.",
+    )
     max_drop: str | None = Field(
         None,
         description='Such as "0.3 points": keep the most sensitive layers in float32 until accuracy '
         "on the validation split falls by no more; null: quantize every layer that can be.",
+    )
+    max_evaluations: int = Field(
+        12,
+        ge=2,
+        le=1000,
+        description="Files evaluated on the validation split for max_drop, at most.",
+    )
+    speed_aware: bool = Field(
+        False,
+        description="Leave alone the layers whose quantization slows the first measurable target down.",
+    )
+    speed_seconds: Positive = Field(
+        60.0, description="Time to look for such layers, for every format, about."
     )
 
     @field_validator("max_drop")
@@ -410,6 +463,14 @@ class Quantize(Section):
         if value is not None:
             units.parse(value, "points")
         return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Quantize:
+        if self.qat is not None and (self.max_drop is not None or self.speed_aware):
+            raise ValueError(
+                "qat trains every layer in INT8: it goes without max_drop and speed_aware"
+            )
+        return self
 
     @property
     def max_drop_share(self) -> float | None:
@@ -427,8 +488,18 @@ class Verify(Section):
     f16_tolerance: Positive = Field(
         1e-2, description="The same for files with weights stored in float16."
     )
+    bf16_tolerance: Positive = Field(
+        5e-2,
+        description="The same for what is computed in bfloat16, as targets of that precision do "
+        "(f16_tolerance: in float16).",
+    )
     int8_tolerance: Positive = Field(
         0.25, description="The same for INT8 files, whose accuracy is what counts."
+    )
+    batches: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
+        [1, 3, 7, 64],
+        min_length=1,
+        description="Batch sizes that samples are fed in: all in the largest, a few in the others.",
     )
     examples: int = Field(
         12,
@@ -480,7 +551,8 @@ Metric = Literal[
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
-UserMetric = Annotated[str, Field(pattern=r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$")]
+_USER_METRIC = r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$"
+UserMetric = Annotated[str, Field(pattern=_USER_METRIC)]
 
 DIMENSIONS: dict[str, Dimension] = {
     "accuracy": "share",
@@ -512,8 +584,8 @@ def dimension(metric: str) -> Dimension:
     return DIMENSIONS.get(metric, "number")
 
 
-# What a limit can be, in base units.
-_RANGES: dict[Dimension, tuple[float, float]] = {
+# What a figure can be, in base units.
+RANGES: dict[Dimension, tuple[float, float]] = {
     "time": (0, math.inf),
     "bytes": (0, math.inf),
     "points": (-1, 1),
@@ -546,6 +618,24 @@ class Budget(Section):
         "always f32).",
     )
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"should be the name of a metric, not {value!r:.60}")
+        if value.startswith("user.") and not re.fullmatch(_USER_METRIC, value):
+            raise ValueError(f"{value!r:.80} should be user.NAME, a name of letters, digits and _")
+        if value not in DIMENSIONS and not value.startswith("user."):
+            raise ValueError(f"no metric {value!r:.60}{suggestion(value, DIMENSIONS)}")
+        return value
+
+    @field_validator("max", "min", mode="before")
+    @classmethod
+    def _quantity(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise ValueError(f"should be a number, with its unit in one text, not {value!r:.60}")
+        return value
+
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
         if (self.max is None) == (self.min is None):
@@ -553,10 +643,12 @@ class Budget(Section):
         if self.label is not None and self.metric != "class_recall":
             raise ValueError(f"label belongs to class_recall, not to {self.metric}")
         limit = units.parse(self.bound, dimension(self.metric))
-        least, most = _RANGES[dimension(self.metric)]
+        least, most = RANGES[dimension(self.metric)]
         if self.metric.startswith("user."):
             least = -math.inf
-        if not least <= limit <= most:
+        # No time, size or ratio is zero: a limit of zero is a slip.
+        nothing = self.max is not None and limit == 0 and most == math.inf and least == 0
+        if not least <= limit <= most or (nothing and dimension(self.metric) != "number"):
             raise ValueError(
                 f"{self.bound!r} can never be a limit of {self.metric}{_hint(limit, most)}"
             )
@@ -570,6 +662,14 @@ class Budget(Section):
         return value
 
 
+_AGAINST_BASELINE: dict[Metric, str] = {
+    "latency_vs_baseline": "1.03 x",
+    "accuracy_vs_baseline": "0 points",
+    "memory_vs_baseline": "1.1 x",
+    "size_vs_baseline": "1.05 x",
+}
+
+
 class Gate(Section):
     """What must hold for exit code 0."""
 
@@ -578,13 +678,15 @@ class Gate(Section):
     )
     budgets: list[Budget] = Field(default_factory=list)
     max_seconds: NonNegative = Field(
-        60.0, description="Measure again for this long in all while a budget on time is undecided."
+        60.0,
+        description="Measure what an undecided budget on time is on again, for this long in all; a "
+        "comparison with the baseline ends after this long too (never before its first look).",
     )
     baseline: str | None = Field(
         None,
         description="A run folder, or a .onnx or .xml file: it is measured beside the student, in turns. "
-        "Without *_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, "
-        "size ≤ 1.05 x.",
+        "Where no budget is on that very metric: latency_vs_baseline ≤ 1.03 x, accuracy_vs_baseline ≤ "
+        "0 points, memory_vs_baseline ≤ 1.1 x, size_vs_baseline ≤ 1.05 x.",
     )
     rerun_baseline: bool | None = Field(
         None,
@@ -592,7 +694,15 @@ class Gate(Section):
         "again where its files are there.",
     )
     allow: list[
-        Literal["machine", "precision", "threads", "runtime_version", "limits", "throttled"]
+        Literal[
+            "machine",
+            "precision",
+            "threads",
+            "batch_size",
+            "runtime_version",
+            "limits",
+            "throttled",
+        ]
     ] = Field([], description="Differences from the baseline that do not matter to you.")
     metrics: str | None = Field(
         None,
@@ -602,17 +712,12 @@ class Gate(Section):
 
     @property
     def all_budgets(self) -> list[Budget]:
-        """`budgets`, with the default ones against the baseline where none are given."""
-        given = any(b.metric.endswith("_vs_baseline") for b in self.budgets)
-        if self.baseline is None or given:
+        """`budgets`; with a baseline also the default ones on the metrics that none of them is on."""
+        if self.baseline is None:
             return self.budgets
-        return [
-            *self.budgets,
-            Budget(metric="latency_vs_baseline", max="1.03 x"),
-            Budget(metric="accuracy_vs_baseline", max="0 points"),
-            Budget(metric="memory_vs_baseline", max="1.1 x"),
-            Budget(metric="size_vs_baseline", max="1.05 x"),
-        ]
+        given = {budget.metric for budget in self.budgets}
+        defaults = (Budget(metric=m, max=limit) for m, limit in _AGAINST_BASELINE.items())
+        return [*self.budgets, *(budget for budget in defaults if budget.metric not in given)]
 
 
 class BudgetFile(Section):
@@ -658,3 +763,31 @@ class Config(Section):
                 "mixup and cutmix mix labels too, and distill.transfer has samples without"
             )
         return self
+
+    @model_validator(mode="after")
+    def _teacher_can_give_it(self) -> Config:
+        kind = kind_of(self.teacher.model)
+        provides = kind.provides
+        if kind.Options is not None:
+            provides = kind.possible(options(kind, self.teacher.args))
+        try:
+            check_methods(self.distill.methods.entries, provides, who=self.teacher.model)
+        except UsageError as error:
+            raise _at(("distill", "methods"), f"{error.what}; {error.fix}") from None
+        for position, budget in enumerate(self.gate.budgets):
+            if budget.metric in _OF_BOTH_FILES and not kind.exports:
+                raise _at(
+                    ("gate", "budgets", position),
+                    f"{budget.metric} compares with the teacher's file, and {self.teacher.model} only "
+                    "answers; limit the student's own latency, memory or size",
+                )
+        return self
+
+
+# Figures that need a teacher that can be measured.
+_OF_BOTH_FILES = ("speedup", "memory_ratio", "compression")
+
+
+def _at(path: tuple[str | int, ...], text: str) -> PydanticCustomError:
+    """An error of two sections together, at the key to change."""
+    return PydanticCustomError("sections", "{text}", {"text": text, "path": path})

@@ -11,6 +11,7 @@ import numpy as np
 from edgekd.results import (
     Accuracy,
     Interval,
+    Measurement,
     Parity,
     ProfileReport,
     Provenance,
@@ -24,7 +25,8 @@ from edgekd.statistics import clopper_pearson, paired_difference, wilson
 class Figure:
     """A value of one metric, in base units; exact figures (sizes, errors) have no interval.
 
-    Without a value it could not be measured there, and a budget on it is undecided.
+    Without a value it could not be measured there, and a budget on it is undecided. One that is not
+    `conclusive` is of one process where several were wanted: see `enough`.
     `noisy` latencies and throughputs are of a machine that was disturbed: no worse in truth.
     `label` is the class that it is of, `note` what a reader should know of it; `again` ones the gate
     measured itself, after the profile.
@@ -60,22 +62,42 @@ def figures(
         if file.role != "student":
             continue
         accuracy = file.accuracy
-        teacher, student = (
-            logits[f"{file.runtime}/{name}"].argmax(1) == labels
-            for name in ("teacher", logits_name(file))
-        )
-        drop = float(teacher.mean() - student.mean())
-        between = paired_difference(
-            int((teacher & ~student).sum()), int((student & ~teacher).sum()), len(labels)
-        )
-        agreeing = wilson(round(file.teacher_agreement * accuracy.total), accuracy.total)
         of = partial(Figure, runtime=file.runtime, variant=file.variant)
         yield of("accuracy", accuracy.value, accuracy.interval)
-        yield of("agreement", file.teacher_agreement, agreeing)
         yield of("parity_error", file.max_error, None)
-        yield of("accuracy_drop", drop, between)
+        yield from _against_teacher(
+            logits[f"{file.runtime}/teacher"],
+            logits[f"{file.runtime}/{logits_name(file)}"],
+            labels,
+            of,
+            file,
+        )
         yield from _recalls(accuracy, classes, of)
     yield from measured(profile)
+
+
+def _against_teacher(
+    teacher: np.ndarray,
+    student: np.ndarray,
+    labels: np.ndarray,
+    of: partial[Figure],
+    file: Parity,
+) -> Iterator[Figure]:
+    """Drop and agreement on the samples that the teacher answers, from both logits (n, classes)."""
+    known = np.isfinite(teacher).all(axis=1)
+    total = int(known.sum())
+    if not total or file.teacher_agreement is None:
+        note = "the teacher has no answers to the test split"
+        yield of("accuracy_drop", None, None, note=note)
+        yield of("agreement", None, None, note=note)
+        return
+    note = "" if total == len(labels) else f"on the {total} samples that the teacher answers"
+    right, kept = (x[known].argmax(1) == labels[known] for x in (teacher, student))
+    drop = float(right.mean() - kept.mean())
+    between = paired_difference(int((right & ~kept).sum()), int((kept & ~right).sum()), total)
+    yield of("accuracy_drop", drop, between, note=note)
+    agreeing = wilson(round(file.teacher_agreement * total), total)
+    yield of("agreement", file.teacher_agreement, agreeing, note=note)
 
 
 def measured(profile: ProfileReport) -> Iterator[Figure]:
@@ -87,7 +109,7 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
             Figure,
             runtime=m.runtime,
             target=m.target,
-            conclusive=m.conclusive,
+            conclusive=enough(m),
             variant=m.variant,
             provenance=m.provenance,
         )
@@ -99,8 +121,8 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         if m.latency.kind == "call" and m.latency.p95 is not None:
             yield timed("latency_p95", m.latency.p95, m.latency.p95_interval)
         yield timed("throughput", m.throughput, m.throughput_interval)
-        yield of("memory", m.memory.model, None)
-        yield of("size", m.size, None)
+        yield of("memory", m.memory.model, None, conclusive=True)
+        yield of("size", m.size, None, conclusive=True)
         if m.energy is not None:
             yield timed("energy", m.energy.value, m.energy.interval)
     for p in profile.predictions:
@@ -123,6 +145,14 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         yield of("speedup", c.speedup, c.speedup_interval)
         yield of("memory_ratio", c.memory_ratio, None)
         yield of("compression", c.compression, None)
+
+
+def enough(m: Measurement) -> bool:
+    """Whether the intervals speak of more than the luck of one process, however wide they are.
+
+    Time may have ended after the first of several launches: its interval is that of one process.
+    """
+    return m.launches > 1 or m.conclusive
 
 
 def logits_name(file: Parity) -> str:

@@ -56,3 +56,14 @@ def test_a_method_that_is_alone_has_the_first_epochs_and_no_later_one():
 def test_methods_that_are_alone_must_leave_something_to_train_with(distill, message):
     with pytest.raises(ValidationError, match=message):
         Distill.model_validate(distill)
+
+
+def test_mixed_samples_take_the_cross_entropy_to_the_shares_of_their_classes():
+    generator = torch.Generator().manual_seed(0)
+    logits, share = torch.randn(4, 3, generator=generator), torch.tensor([1.0, 0.7, 0.5, 0.9])
+    own, other = torch.tensor([0, 1, 2, 0]), torch.tensor([1, 1, 0, 2])
+    targets = share[:, None] * F.one_hot(own, 3) + (1 - share)[:, None] * F.one_hot(other, 3)
+    terms = Objective(0.5).terms(Knowledge(logits), None, own, targets=targets)
+    losses = [F.cross_entropy(logits, labels, reduction="none") for labels in (own, other)]
+    expected = 0.5 * (share * losses[0] + (1 - share) * losses[1]).mean()
+    torch.testing.assert_close(terms["cross_entropy"], expected)
