@@ -153,17 +153,26 @@ def test_another_normalisation_is_refused_with_the_right_one(edited, tmp_path):
         teacher_of(path, tmp_path / "run")
 
 
-def test_a_fixed_batch_becomes_a_free_one(taught, digits, tmp_path):
-    path = tmp_path / "fixed.onnx"
-    torch.onnx.export(
-        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), (torch.zeros(1, 1, 8, 8),),
-        path, input_names=["input"], output_names=["logits"], dynamo=False,
-    )  # fmt: skip
-    assert onnx.load(path).graph.input[0].type.tensor_type.shape.dim[0].dim_value == 1
+def test_a_fixed_batch_becomes_a_free_one(digits, edited, tmp_path):
+    def fix(model):
+        for value in (model.graph.input[0], model.graph.output[0]):
+            value.type.tensor_type.shape.dim[0].dim_value = 1
+
+    path = edited(fix)
     teacher, _ = teacher_of(path, tmp_path / "run")
     some = digits.test[:5]
     one_by_one = np.concatenate([asked(path, digits.tensor(some[i : i + 1])) for i in range(5)])
     np.testing.assert_allclose(knowledge(teacher, digits, some), one_by_one, atol=1e-5)
+
+
+def test_a_batch_that_cannot_be_freed_is_an_error_of_one_line(edited, tmp_path):
+    def fix(model):
+        shape = numpy_helper.from_array(np.array([1, 10]), "shape")
+        model.graph.initializer.append(shape)
+        append(model, helper.make_node("Reshape", ["logits", "shape"], ["x"]), "x")
+
+    with pytest.raises(UsageError, match="with any n"):
+        teacher_of(edited(fix), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
