@@ -38,12 +38,15 @@ BASE = {
 }
 SOFT = {**PLAIN, "epochs": 20, "learning_rate": 0.05}
 SPECIALISTS = {"specialists": {"count": 4, "classes": 4, "epochs": 10}}
-# Name → distill
+BIGGER = {"model": "zoo:mlp", "args": {"hidden": [48], "norm": False}}
+# Name → what differs from BASE and SOFT
 STUDENTS = {
     "alone": {"methods": [], "alpha": 1.0},
     "of the generalist": {},
     "of generalist and specialists": {"scheme": SPECIALISTS},
     "of generalist and 4 more like it": {"scheme": {"ensemble": {"members": 4}}},
+    "of 48 units, of the generalist": {"student": BIGGER},
+    "of 48 units, of generalist and specialists": {"student": BIGGER, "scheme": SPECIALISTS},
 }
 
 
@@ -54,8 +57,13 @@ def main() -> None:
     options = parser.parse_args()
     runs = {
         (seed, name): api.distill(
-            {**BASE, "seed": seed, "distill": {**SOFT, **distill}},
-            out=WORK / f"{name.replace(' ', '-')}-{seed}",
+            {
+                **BASE,
+                "seed": seed,
+                "student": distill.get("student", SMALL),
+                "distill": {**SOFT, **{k: v for k, v in distill.items() if k != "student"}},
+            },
+            out=WORK / f"{name.replace(',', '').replace(' ', '-')}-{seed}",
             progress=Lines(),
         )
         for seed in range(options.seeds)
@@ -76,6 +84,8 @@ def table(runs: dict[tuple[int, str], Run], seeds: int) -> str:
         for model in report.models:
             assert model.test is not None
             total = max(total, model.test.total)
+            if "48" in name and model.name != "student":
+                continue  # the same as with the small student
             if model.classes:
                 before, after = grouped(run, model.classes), model.test
                 sets.append(
