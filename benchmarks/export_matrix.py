@@ -380,8 +380,8 @@ _EVERY = (
 )
 _EARLIER = """
 
-\\* measured before edgekd made both INT8 files from one ONNX model: 128 samples, and the IR quantized
-by NNCF itself."""
+\\* INT8 calibrated with 128 samples, the IR quantized on its own; in the other rows the INT8 IR was
+converted from the INT8 ONNX file."""
 _HEAD = """# Export matrix: {count} networks × formats × precisions × runtimes
 
     python benchmarks/export_matrix.py

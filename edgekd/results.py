@@ -76,6 +76,11 @@ class ModelCard(Record):
     parameters: int | None
     seed: int
 
+    @property
+    def weight(self) -> str:
+        """How many parameters it has, in words."""
+        return "answers only" if self.parameters is None else f"{self.parameters:,} parameters"
+
 
 class Epoch(Record):
     """One epoch: mean of every weighted loss term by name, and the validation figures."""
@@ -325,7 +330,8 @@ class Parity(Record):
     `max_error` is max|Δlogit| / max|reference logit|; it must not exceed `tolerance`. `snr` is in
     dB, None for equal logits. `batch_one_error` is that of samples fed one at a time, as devices
     do; `max_error` and the other figures include them.
-    `teacher_agreement` is the share of test samples with the teacher's (PyTorch) top-1 answer.
+    `teacher_agreement` is the share of test samples with the teacher's own top-1 answer, of those that
+    it has an answer to; None where it has none.
     """
 
     role: Role
@@ -342,7 +348,7 @@ class Parity(Record):
     cosine: float
     agreement: float
     agreement_interval: Interval | None = None
-    teacher_agreement: float
+    teacher_agreement: float | None
     tolerance: float
     passed: bool
     accuracy: Accuracy
@@ -468,8 +474,9 @@ class DeviceFileParity(Record):
 
 
 class VerifyReport(Record):
-    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split.
+    """`verify/parity.json`; `reference` is the accuracy before export, on the same test split.
 
+    Without a teacher that has no answers there.
     `notes` are what could not be verified on this machine.
     """
 

@@ -31,6 +31,7 @@ COMMANDS = {
     "predict": "Predict latency on a device that is not attached.",
     "history": "Show what earlier gates found, and the commits at which a figure moved.",
     "operators": "Show where the time goes, operator by operator.",
+    "imitate": "Learn from a language model: collect its answers, clean them, train.",
     "methods": "List the distillation methods.",
     "schemes": "List the schemes: who learns from whom.",
     "knowledge": "Show, verify and prune what teachers said.",

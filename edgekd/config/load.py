@@ -234,7 +234,7 @@ def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Se
         text = "this key is required"
     elif problem["type"] == "too_short":
         text = "should not be empty"
-    elif problem["type"] not in ("value_error", "methods"):
+    elif problem["type"] not in ("value_error", "methods", "sections"):
         text = f"{text[0].lower()}{text[1:]}, not {_shortened(problem['input'])}"
     return f"{place}: {key}: {text}" if key else f"{place}: {text}"
 

@@ -8,12 +8,15 @@ import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from edgekd.config import units
 from edgekd.config.units import Dimension
 from edgekd.distill.method import MethodList
 from edgekd.distill.scheme import SchemeChoice
+from edgekd.errors import UsageError
 from edgekd.registry import suggestion
+from edgekd.teachers.teacher import check_methods, kind_of, options
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -188,10 +191,24 @@ class Weighted(Model):
 
 
 class Teacher(Weighted):
-    """The model that knows."""
+    """The model that knows. See docs/teachers.md for the kinds and their args."""
 
-    model: str = "zoo:resnet20x2"
+    model: str = Field(
+        "zoo:resnet20x2",
+        description="zoo:NAME | package.module:factory | path/to/file.py:factory | onnx:FILE | "
+        "records:FILE | oip://HOST:PORT/MODEL | oips://HOST:PORT/MODEL.",
+    )
     train: Training = Field(default_factory=Training)
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Teacher:
+        kind = kind_of(self.model)
+        if kind.Options is None:
+            return self
+        if self.weights is not None:
+            raise ValueError(f"weights are of PyTorch networks; {self.model} has its own")
+        kind.check(self.model, options(kind, self.args))
+        return self
 
 
 class Student(Model):
@@ -746,3 +763,31 @@ class Config(Section):
                 "mixup and cutmix mix labels too, and distill.transfer has samples without"
             )
         return self
+
+    @model_validator(mode="after")
+    def _teacher_can_give_it(self) -> Config:
+        kind = kind_of(self.teacher.model)
+        provides = kind.provides
+        if kind.Options is not None:
+            provides = kind.possible(options(kind, self.teacher.args))
+        try:
+            check_methods(self.distill.methods.entries, provides, who=self.teacher.model)
+        except UsageError as error:
+            raise _at(("distill", "methods"), f"{error.what}; {error.fix}") from None
+        for position, budget in enumerate(self.gate.budgets):
+            if budget.metric in _OF_BOTH_FILES and not kind.exports:
+                raise _at(
+                    ("gate", "budgets", position),
+                    f"{budget.metric} compares with the teacher's file, and {self.teacher.model} only "
+                    "answers; limit the student's own latency, memory or size",
+                )
+        return self
+
+
+# Figures that need a teacher that can be measured.
+_OF_BOTH_FILES = ("speedup", "memory_ratio", "compression")
+
+
+def _at(path: tuple[str | int, ...], text: str) -> PydanticCustomError:
+    """An error of two sections together, at the key to change."""
+    return PydanticCustomError("sections", "{text}", {"text": text, "path": path})

@@ -24,7 +24,7 @@ class Dataset:
     """Samples and their splits. `train`, `validation`, `test` are sorted, disjoint indices (int64).
 
     `inputs` holds raw values (n, …), `labels` (n,) int64 into `classes`; `input` says how raw
-    values become what a model eats.
+    values become what a model eats. `ids` are the samples' names, where the source has some.
     """
 
     inputs: np.ndarray
@@ -34,6 +34,7 @@ class Dataset:
     validation: np.ndarray
     test: np.ndarray
     input: InputSpec
+    ids: tuple[str, ...] | None = None
 
     def tensor(self, indices: np.ndarray | Tensor) -> Tensor:
         """The samples, unaugmented, as normalised float32 (len(indices), *input.shape)."""
@@ -89,6 +90,7 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
         validation=splits.validation,
         test=splits.test,
         input=_input_spec(samples, splits.train, config),
+        ids=samples.ids,
     )
 
 

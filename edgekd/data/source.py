@@ -26,7 +26,8 @@ class Samples:
 
     `inputs` is (n, channels, height, width) or (n, features), uint8 or float32; dividing by
     `scale` brings it to about [0, 1]. `labels` (n,) int64 index `classes`. `test` (n,) bool marks
-    the source's own test split, or is None where it has none.
+    the source's own test split, or is None where it has none. `ids` name the samples where the source
+    has names for them: paths below a folder, or the array `ids`; elsewhere their positions do.
     """
 
     inputs: np.ndarray
@@ -34,6 +35,7 @@ class Samples:
     classes: tuple[str, ...]
     scale: float
     test: np.ndarray | None = None
+    ids: tuple[str, ...] | None = None
 
 
 class Source(Protocol):

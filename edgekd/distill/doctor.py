@@ -29,7 +29,7 @@ def examine(
     student: nn.Module,
     objective: Objective,
     config: Distill,
-    teacher: Accuracy,
+    teacher: Accuracy | None,
     inputs: Tensor,
     known: Knowledge,
     labels: Tensor,
@@ -39,13 +39,13 @@ def examine(
 ) -> list[str]:
     """Complaints about a distillation that is about to start, each in one line.
 
-    `teacher` is its accuracy on the validation split; `inputs`, `known` and `labels` are one batch:
-    views, what the teacher says of them, and their classes. `again` is what it says when it is asked
-    about the first of them alone, `stored` what the knowledge store says of all of them.
+    `teacher` is its accuracy on the validation split, None where it has no answers there; `inputs`,
+    `known` and `labels` are one batch: views, what the teacher says of them, and their classes. `again`
+    is what it says when it is asked about the first of them alone, `stored` what the knowledge store
+    says of all of them.
     """
-    classes = len(teacher.per_class)
     return [
-        *_about_teacher(teacher, classes),
+        *(_about_teacher(teacher) if teacher else ()),
         *_about_answers(known, labels),
         *_about_mode(known, again),
         *_about_store(known, stored),
@@ -106,8 +106,8 @@ def gradient_norms(
     return norms
 
 
-def _about_teacher(teacher: Accuracy, classes: int) -> Iterator[str]:
-    chance = 1 / classes
+def _about_teacher(teacher: Accuracy) -> Iterator[str]:
+    chance = 1 / len(teacher.per_class)
     if teacher.interval[0] <= 1.5 * chance:
         yield (
             f"the teacher is right on {teacher.value:.1%} of the validation split, near chance "

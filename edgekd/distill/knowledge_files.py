@@ -105,11 +105,10 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
     from edgekd.data.resolve import load
     from edgekd.data.views import Views
     from edgekd.distill.compute import autocast
-    from edgekd.distill.taps import Tapped
-    from edgekd.distill.workshop import store_identity, teacher_identity
-    from edgekd.models import role
+    from edgekd.distill.workshop import seen, store_identity, teacher_identity
     from edgekd.pipeline.line import config_of
     from edgekd.results import Computing
+    from edgekd.teachers.teacher import load as open_teacher
 
     run = Run.open(path)
     config, base = config_of(run)
@@ -117,7 +116,13 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
     mine = [store_identity(teacher, config, base, p) for p in ("f32", "bf16")]
     dataset = load(config.data, config.data.seed, base)
     views = Views(dataset, config.data.augment, config.data.seed)
-    network = role.load(run, "teacher", base)
+    opened = open_teacher(run, base, dataset)
+    if opened.keeps:
+        raise UsageError(
+            "this teacher is behind a server, which checking would pay for",
+            where=str(path),
+            fix="a few of its answers are asked for again whenever a distillation starts",
+        )
     random, results = np.random.default_rng(seed), []
     for stored in stores(path):
         identity = dict(stored.about["identity"])
@@ -133,13 +138,10 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
                 continue
             kept = store.read(rows, view)
             assert kept is not None
-            with (
-                torch.no_grad(),
-                autocast(Computing(precision=precision)),
-                Tapped(network, [] if place == LOGITS else [place]) as tapped,
-            ):
-                logits, features = tapped(views.batch(rows, view))
-            asked = (logits if place == LOGITS else features[place]).float()
+            taps = () if place == LOGITS else (place,)
+            with autocast(Computing(precision=precision)):
+                said = seen(opened, taps)(views.batch(rows, view), torch.from_numpy(rows), view)
+            asked = (said.logits if place == LOGITS else said.features[place]).float()
             again = store.codec.decode(store.codec.encode(asked))
             worst = max(worst, float((again - kept).abs().max()))
             largest = max(largest, float(kept.abs().max()))

@@ -112,9 +112,25 @@ class SchemeChoice:
             entries.append(
                 {
                     "type": "object",
-                    "properties": {name: SCHEMES.get(name).model_json_schema()},
+                    "properties": {name: _whole(SCHEMES.get(name).model_json_schema())},
                     "required": [name],
                     "additionalProperties": False,
                 }
             )
         return {"anyOf": entries}
+
+
+def _whole(schema: dict[str, Any]) -> Any:
+    """A JSON schema with what it refers to in its place, to stand inside another."""
+    definitions = schema.pop("$defs", {})
+
+    def resolve(value: Any) -> Any:
+        if isinstance(value, list):
+            return [resolve(item) for item in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return resolve(definitions[value["$ref"].rpartition("/")[2]])
+        return {key: resolve(item) for key, item in value.items()}
+
+    return resolve(schema)

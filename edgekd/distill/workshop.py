@@ -176,6 +176,7 @@ class Workshop:
         data = self.context.config.data
         views = Views(dataset, data.augment, data.seed)
         if teacher is not None:
+            self._ask_once(teacher.teacher, views)
             self._prepare(name, module, objective, teacher, views, seed)
         return train(
             module,
@@ -189,6 +190,15 @@ class Workshop:
             name=name,
             teacher=None if teacher is None else self.ask(teacher, objective, views),
         )
+
+    def _ask_once(self, teacher: Teacher, views: Views) -> None:
+        """Whoever is dear to ask is asked by one process; the others find its answers."""
+        leads = parallel.rank() == 0
+        if leads:
+            teacher.prepare(self.context, views)
+        parallel.told(None)
+        if not leads:
+            teacher.prepare(self.context, views, leads=False)
 
     def _taught(self, teacher: Teacher, dataset: Dataset) -> Dataset:
         """The data with those training samples that the teacher has an answer to."""
@@ -236,13 +246,13 @@ class Workshop:
     def ask(self, known: Known, objective: Objective, views: Views) -> TeacherKnowledge:
         """What the teacher says of a batch, from the store that all runs beside this one share."""
         config, dataset = self.config.knowledge, views.dataset
-        seen = _seen(known.teacher, objective)
-        if not known.teacher.sees_views:
-            return _numbered(seen)
+        asked = seen(known.teacher, objective.teacher_taps)
+        if known.teacher.keeps or not known.teacher.sees_views:
+            return _numbered(asked)
 
         def ask(inputs: Tensor, indices: Tensor, view: int, precision: str) -> Knowledge:
             with autocast(Computing(device=inputs.device.type, precision=precision)):
-                return seen(inputs, indices, view)
+                return asked(inputs, indices, view)
 
         batch = torch.from_numpy(dataset.train[: self.config.batch_size])
         example = views.batch(batch, 0)
@@ -309,7 +319,7 @@ class Workshop:
         batch = torch.from_numpy(np.resize(answered, self.config.batch_size))
         # Not through the store: it must hold what training batches give, and nothing else.
         inputs = views.batch(batch, 0)
-        ask = _numbered(_seen(known.teacher, objective))
+        ask = _numbered(seen(known.teacher, objective.teacher_taps))
         answers = ask(inputs, batch, 0)
         half = len(batch) // 2
         again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
@@ -383,11 +393,11 @@ def store_identity(teacher: Any, config: Config, base: Path, precision: str) -> 
     return identity if more is None else {**identity, "unlabelled": more}
 
 
-def _seen(teacher: Teacher, objective: Objective) -> TeacherKnowledge:
-    """By asking the teacher itself, with the features that the methods look at."""
+def seen(teacher: Teacher, taps: tuple[str, ...]) -> TeacherKnowledge:
+    """By asking the teacher itself, with the features that pass its taps."""
     if not isinstance(teacher, TorchTeacher):
         return teacher.knowledge
-    module, tapped = teacher.module, Tapped(teacher.module, objective.teacher_taps).__enter__()
+    module, tapped = teacher.module, Tapped(teacher.module, taps).__enter__()
 
     def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         module.to(inputs.device)

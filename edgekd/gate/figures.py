@@ -62,22 +62,42 @@ def figures(
         if file.role != "student":
             continue
         accuracy = file.accuracy
-        teacher, student = (
-            logits[f"{file.runtime}/{name}"].argmax(1) == labels
-            for name in ("teacher", logits_name(file))
-        )
-        drop = float(teacher.mean() - student.mean())
-        between = paired_difference(
-            int((teacher & ~student).sum()), int((student & ~teacher).sum()), len(labels)
-        )
-        agreeing = wilson(round(file.teacher_agreement * accuracy.total), accuracy.total)
         of = partial(Figure, runtime=file.runtime, variant=file.variant)
         yield of("accuracy", accuracy.value, accuracy.interval)
-        yield of("agreement", file.teacher_agreement, agreeing)
         yield of("parity_error", file.max_error, None)
-        yield of("accuracy_drop", drop, between)
+        yield from _against_teacher(
+            logits[f"{file.runtime}/teacher"],
+            logits[f"{file.runtime}/{logits_name(file)}"],
+            labels,
+            of,
+            file,
+        )
         yield from _recalls(accuracy, classes, of)
     yield from measured(profile)
+
+
+def _against_teacher(
+    teacher: np.ndarray,
+    student: np.ndarray,
+    labels: np.ndarray,
+    of: partial[Figure],
+    file: Parity,
+) -> Iterator[Figure]:
+    """Drop and agreement on the samples that the teacher answers, from both logits (n, classes)."""
+    known = np.isfinite(teacher).all(axis=1)
+    total = int(known.sum())
+    if not total or file.teacher_agreement is None:
+        note = "the teacher has no answers to the test split"
+        yield of("accuracy_drop", None, None, note=note)
+        yield of("agreement", None, None, note=note)
+        return
+    note = "" if total == len(labels) else f"on the {total} samples that the teacher answers"
+    right, kept = (x[known].argmax(1) == labels[known] for x in (teacher, student))
+    drop = float(right.mean() - kept.mean())
+    between = paired_difference(int((right & ~kept).sum()), int((kept & ~right).sum()), total)
+    yield of("accuracy_drop", drop, between, note=note)
+    agreeing = wilson(round(file.teacher_agreement * total), total)
+    yield of("agreement", file.teacher_agreement, agreeing, note=note)
 
 
 def measured(profile: ProfileReport) -> Iterator[Figure]:

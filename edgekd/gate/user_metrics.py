@@ -29,6 +29,7 @@ def figures(
 ) -> Iterator[Figure]:
     """`user.NAME` of every file of the student, and `user.NAME_drop`, teacher less student.
 
+    (Not the latter where the teacher has no answer to some of the samples.)
     What is not finite is left out, unless it is of the metrics `budgeted`.
 
     The function `text` names gets logits (n, classes) float32 and labels (n,) int64, and gives
@@ -42,10 +43,11 @@ def figures(
             continue
         student = logits[f"{file.runtime}/{logits_name(file)}"]
         teacher = logits[f"{file.runtime}/teacher"]
-        values, drops = _of_both(metric, text, teacher, student, labels)
+        compared = bool(np.isfinite(teacher).all())  # not where it has no answer to some samples
+        values, drops = _of_both(metric, text, teacher if compared else None, student, labels)
         random = np.random.default_rng(0)
         resampled = [
-            _of_both(metric, text, teacher[rows], student[rows], labels[rows])
+            _of_both(metric, text, teacher[rows] if compared else None, student[rows], labels[rows])
             for rows in random.integers(0, len(labels), (_RESAMPLES, len(labels)))
         ]
         for position, (suffix, points) in enumerate((("", values), ("_drop", drops))):
@@ -72,12 +74,13 @@ def figures(
 def _of_both(
     metric: Callable[..., Any],
     text: str,
-    teacher: np.ndarray,
+    teacher: np.ndarray | None,
     student: np.ndarray,
     labels: np.ndarray,
 ) -> tuple[dict[str, float], dict[str, float]]:
-    """The student's values, and how far they are below the teacher's."""
-    ours, theirs = (_call(metric, text, logits, labels) for logits in (student, teacher))
+    """The student's values, and how far they are below the teacher's, where there is one."""
+    ours = _call(metric, text, student, labels)
+    theirs = {} if teacher is None else _call(metric, text, teacher, labels)
     return ours, {name: theirs[name] - value for name, value in ours.items() if name in theirs}
 
 

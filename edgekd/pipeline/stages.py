@@ -113,7 +113,7 @@ def _teacher(config: Config, base: Path) -> dict[str, Any]:
     return {
         "data": data_part(config, base),
         "kind": kind.kind,
-        **kind.identity(config.teacher, base),
+        **kind.identity(config, base),
     }
 
 

@@ -12,13 +12,14 @@ from edgekd.data.resolve import Dataset
 from edgekd.data.splits import take
 from edgekd.distill.trainer import predict
 from edgekd.quantize.recipes import Recipe
+from edgekd.teachers.teacher import Teacher
 
 # Entropies and distances are computed for at most this many training samples.
 _POOL = 5000
 
 
 def calibration_samples(
-    recipe: Recipe, dataset: Dataset, teacher: nn.Module, student: nn.Module
+    recipe: Recipe, dataset: Dataset, teacher: Teacher, student: nn.Module
 ) -> np.ndarray:
     """Sorted indices of at most `recipe.samples` samples of the training split."""
     count = min(recipe.samples, len(dataset.train))
@@ -29,8 +30,9 @@ def calibration_samples(
         case "stratified":
             chosen = take(dataset.labels, dataset.train, count, recipe.seed, "calibration")
         case "entropy":
-            pool = _pool(dataset, random, count)
-            chosen = pool[evenly(entropy(predict(teacher, dataset, pool)), count)]
+            pool = teacher.known(_pool(dataset, random, count))
+            answers = torch.from_numpy(teacher.answers(dataset, pool))
+            chosen = pool[evenly(entropy(answers), min(count, len(pool)))]
         case "coreset":
             pool = _pool(dataset, random, count)
             chosen = pool[k_center(penultimate(student, dataset, pool), count)]

@@ -10,9 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from torch import nn
 
-from edgekd.distill.trainer import predict
 from edgekd.export.device import device_files
 from edgekd.models import role
 from edgekd.pipeline.stages import Context
@@ -35,6 +33,7 @@ from edgekd.results import (
     QuantizeReport,
     SpeedAware,
 )
+from edgekd.teachers.teacher import Teacher, load
 
 # Sensitivities are measured on so many of the calibration samples.
 _SENSITIVITY_SAMPLES = 64
@@ -116,8 +115,8 @@ class _Work:
         return deploy(trained, self.context, self.sources, started)
 
     @cached_property
-    def _teacher(self) -> nn.Module:
-        return role.load(self.context.run, "teacher", self.context.base)
+    def _teacher(self) -> Teacher:
+        return load(self.context.run, self.context.base, self.context.dataset)
 
     @cached_property
     def samples(self) -> np.ndarray:
@@ -265,9 +264,11 @@ class _Work:
         # Evenly over the indices, which are sorted and may be so by class.
         count = min(_SENSITIVITY_SAMPLES, len(self.chosen))
         picked = np.linspace(0, len(self.chosen) - 1, count).astype(int)
-        teacher = predict(self._teacher, dataset, self.chosen[picked]).double().numpy()
         inputs = self.samples[picked]
         student = logits(format, original, inputs)
+        teacher = self._teacher.answers(dataset, self.chosen[picked]).astype(np.float64)
+        # Where it has no answer, the student's own is what must be kept.
+        teacher = np.where(np.isfinite(teacher), teacher, student)
         with self.context.progress.task(f"sensitivity, {format}", len(quantized.layers)) as task:
             return sensitivities(format, quantized, inputs, student, teacher, task)
 

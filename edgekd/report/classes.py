@@ -114,19 +114,22 @@ def answers(contents: Contents, run: Run) -> tuple[Answers, ...]:
     Empty when the verify stage is not done or its logits were not kept. Raises UsageError when
     `verify/logits.npz` is not what the stage wrote.
     """
-    pair = first_pair(contents)
+    student = _student(contents)
     path = run.path / "verify/logits.npz"
-    if pair is None or contents.verify is None or not path.is_file():
+    if student is None or contents.verify is None or not path.is_file():
         return ()
-    runtime = pair["student"].runtime
+    runtime = student.runtime
     variants = dict.fromkeys(
         p.variant
         for p in contents.verify.files
-        if p.runtime == runtime and p.role == "student" and p.format == pair["student"].format
+        if p.runtime == runtime and p.role == "student" and p.format == student.format
     )
     names = {v: "student" if v == "f32" else f"student-{v}" for v in variants}
     wanted = [f"{runtime}/{name}" for name in ("teacher", *names.values())]
     found = arrays(path, ["labels", "indices", *wanted], what="the test split's logits")
+    found = _answered(found, wanted[0])
+    if found and not len(found["labels"]):
+        return ()
     classes = len(contents.models["student"].card.classes)
     if not _valid(found, wanted, classes):
         raise UsageError(
@@ -146,6 +149,27 @@ def answers(contents: Contents, run: Run) -> tuple[Answers, ...]:
         )
         for variant, name in names.items()
     )
+
+
+def _answered(found: dict[str, np.ndarray], teacher: str) -> dict[str, np.ndarray]:
+    """The samples that the teacher has an answer to: recorded ones may be missing, rows of NaN."""
+    logits = found.get(teacher)
+    if logits is None or logits.ndim != 2 or logits.dtype.kind != "f":
+        return found
+    missing = np.isnan(logits).all(axis=1)
+    if not missing.any() or any(len(a) != len(missing) for a in found.values()):
+        return found
+    return {name: array[~missing] for name, array in found.items()}
+
+
+def _student(contents: Contents) -> Parity | None:
+    """The student's file that is compared: where both models ran, or, alone, anywhere."""
+    pair = first_pair(contents)
+    if pair is not None:
+        return pair["student"]
+    files = contents.verify.files if contents.verify else ()
+    alone = all(p.role == "student" for p in files) and len(contents.models) == len(ROLES)
+    return next((p for p in files if p.variant == "f32"), None) if alone else None
 
 
 def _valid(found: dict[str, np.ndarray], wanted: list[str], classes: int) -> bool:
@@ -293,22 +317,25 @@ def _confusion_plot(found: Changes, name: str) -> Plot:
 def accuracy_plot(contents: Contents) -> Plot | None:
     """Of the first runtime that ran both files; the others compute the same function."""
     chosen = first_pair(contents)
-    if chosen is None:
+    student, accuracies = _student(contents), {}
+    if chosen is not None:
+        accuracies = {role: parity.accuracy for role, parity in chosen.items()}
+    elif student is not None and (test := contents.models["teacher"].training.test) is not None:
+        accuracies = {"teacher": test, "student": student.accuracy}
+    if student is None or not accuracies:
         return None
     classes = contents.models[next(iter(contents.models))].card.classes
-    shares = {role: _shares(parity.accuracy) for role, parity in chosen.items()}
+    shares = {role: _shares(accuracy) for role, accuracy in accuracies.items()}
     rows = [
-        plots.ClassAccuracy(name, teacher, student)
-        for name, teacher, student in zip(
-            classes, shares["teacher"], shares["student"], strict=False
-        )
+        plots.ClassAccuracy(name, theirs, ours)
+        for name, theirs, ours in zip(classes, shares["teacher"], shares["student"], strict=False)
     ]
     if not rows:
         return None
     changed = sorted(rows, key=_difference)
     several = len(rows) > _MOST_PLOTTED
     plotted = changed[:_MOST_PLOTTED] if several else rows
-    title = f"Test accuracy by class, {chosen['student'].runtime}"
+    title = f"Test accuracy by class, {student.runtime}"
     notes = []
     if several:
         notes.append(f"Plotted: the {len(plotted)} classes of {len(rows)} that lose the most.")
@@ -316,8 +343,7 @@ def accuracy_plot(contents: Contents) -> Plot | None:
         notes.append(f"Listed: {_MOST_LISTED}; report.json has all.")
     listed = changed[:_MOST_LISTED] if several else rows
     totals = {
-        name: total
-        for name, (_, total) in zip(classes, chosen["student"].accuracy.per_class, strict=False)
+        name: total for name, (_, total) in zip(classes, student.accuracy.per_class, strict=False)
     }
     return Plot(
         title,

@@ -168,10 +168,15 @@ def _models(contents: Contents) -> Group:
         parameters = {
             role: Value(trained.card.parameters, "number")
             for role, trained in contents.models.items()
+            if trained.card.parameters is not None
         }
         rows.append(_row("parameters", parameters, "size"))
-        tests = {role: trained.training.test for role, trained in contents.models.items()}
-        rows.append(_accuracy_row("test accuracy, PyTorch", tests))
+        tests = {
+            role: trained.training.test
+            for role, trained in contents.models.items()
+            if trained.training.test is not None
+        }
+        rows.append(_accuracy_row("test accuracy before export", tests))
     rows += _on_paper(contents)
     return Group("models", "before export", tuple(rows))
 
@@ -237,6 +242,8 @@ def _deployed(contents: Contents, place: Place) -> Group:
     elif sizes:
         rows.append(_row("file size", sizes, "size"))
     detail = _detail(measured or predicted, parity, place.format)
+    if contents.files and all(file.role == "student" for file in contents.files):
+        detail += " · teacher not measured: it only answers"
     return Group(
         place.title, detail, tuple(rows), place.target, place.runtime, place.variant,
         tuple(_more(measured)),

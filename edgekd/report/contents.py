@@ -39,7 +39,7 @@ _STAGE_OF: dict[Role, str] = {"teacher": "teacher", "student": "distill"}
 
 @dataclass(frozen=True)
 class Trained:
-    """A network: its card, its PyTorch accuracy, and its loss curves unless weights were given."""
+    """A network: its card, its accuracy before export, and its loss curves unless weights were given."""
 
     card: ModelCard
     training: TrainingReport

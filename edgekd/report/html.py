@@ -291,7 +291,9 @@ def _parity(contents: Contents) -> tuple[tuple[Parity, Mapping[str, str]], ...]:
                 "max_abs_error": f"{p.max_abs_error:.2e}",
                 "cosine": f"{p.cosine:.8f}",
                 "agreement": checks.agreement_text(p),
-                "teacher_agreement": figure_text(p.teacher_agreement, "share"),
+                "teacher_agreement": "–"
+                if p.teacher_agreement is None
+                else figure_text(p.teacher_agreement, "share"),
                 "accuracy": figure_text(p.accuracy.value, "share"),
             },
         )

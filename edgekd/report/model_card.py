@@ -19,6 +19,7 @@ from edgekd.report.contents import Contents
 from edgekd.report.sbom import installed, licence_text
 from edgekd.report.text import one_line
 from edgekd.results import ExportedFile
+from edgekd.teachers.teacher import kind_of
 
 # The parts of a configuration that make up the recipe.
 _RECIPE = ("seed", "data", "teacher", "student", "distill", "quantize")
@@ -48,6 +49,8 @@ def render(contents: Contents) -> str:
         student=contents.models.get("student"),
         teacher=contents.models.get("teacher"),
         recipe=_code(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)),
+        teacher_elsewhere=_elsewhere(config),
+        count=lambda a: f"{a.total:,}" if a else "none answered",
         command=_code(contents.manifest.command),
         files=[_file(contents, file) for file in contents.files if file.role == "student"],
         device=[
@@ -74,6 +77,11 @@ def render(contents: Contents) -> str:
         missing=contents.missing,
         packages=tuple(_packages(contents)),
     )
+
+
+def _elsewhere(config: dict[str, Any]) -> bool:
+    """Whether the teacher came as it is: nothing here trained it."""
+    return kind_of(config.get("teacher", {}).get("model", "")).Options is not None
 
 
 def _file(contents: Contents, file: ExportedFile) -> dict[str, Any]:

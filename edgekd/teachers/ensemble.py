@@ -9,7 +9,11 @@ from edgekd.distill.method import Kind, Knowledge
 from edgekd.teachers.teacher import Teacher, Transparency
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
+
+    from edgekd.data.views import Views
+    from edgekd.pipeline.stages import Context
 
 Mean = Literal["arithmetic", "geometric"]
 
@@ -35,6 +39,18 @@ class Ensemble(Teacher):
         self.members, self.mean, self.temperature = tuple(members), mean, temperature
         given = tuple(weights) if weights is not None else (1.0,) * len(self.members)
         self.weights = tuple(weight / sum(given) for weight in given)
+        self.sees_views = all(member.sees_views for member in self.members)
+
+    def prepare(self, context: Context, views: Views, *, leads: bool = True) -> None:
+        """Every member."""
+        for member in self.members:
+            member.prepare(context, views, leads=leads)
+
+    def known(self, indices: np.ndarray) -> np.ndarray:
+        """Samples that every member has an answer to."""
+        for member in self.members:
+            indices = member.known(indices)
+        return indices
 
     def knowledge(self, inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         """Logits (n, classes) whose softmax at T is the mean."""

@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from edgekd.config.schema import Teacher as Configured
+    from edgekd.config.schema import Config
     from edgekd.data.resolve import Dataset
+    from edgekd.data.views import Views
     from edgekd.distill.method import Knowledge
     from edgekd.pipeline.run import Run
     from edgekd.pipeline.stages import Context
@@ -51,11 +52,22 @@ class Teacher:
     provides: frozenset[Kind]
     exports: ClassVar[bool] = False
     sees_views: bool = True
+    keeps: ClassVar[bool] = False
     # None: the keyword arguments of a factory, which only it can check.
     Options: ClassVar[type[Options] | None] = Options
 
     @classmethod
-    def identity(cls, config: Configured, base: Path) -> Any:
+    def check(cls, model: str, args: Any) -> None:
+        """Raises ValueError for a `teacher.model` that cannot be read; `args` are its options."""
+
+    @classmethod
+    def possible(cls, args: Any) -> frozenset[Kind]:
+        """What it can give with these options; less than `provides` where they say so."""
+        gives = getattr(args, "gives", None)
+        return frozenset({"labels"}) if gives == "labels" else cls.provides
+
+    @classmethod
+    def identity(cls, config: Config, base: Path) -> dict[str, Any]:
         """Plain data that changes when its answers may: content of files, address, options.
 
         Found without opening it, in milliseconds. Raises UsageError for files that are missing, and
@@ -83,6 +95,17 @@ class Teacher:
         with a 1. Raises StageError for samples that it has no answer to.
         """
         raise NotImplementedError
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """Logits (n, classes) of any inputs (n, …), of a kind that `exports`: exports are held to it."""
+        raise NotImplementedError
+
+    def prepare(self, context: Context, views: Views, *, leads: bool = True) -> None:
+        """Called once before a training on `views`. Who is dear to ask is asked about all of them here.
+
+        Of several processes the one that `leads` is the first, and asks for all of them.
+        Such a teacher keeps its answers itself (`keeps`); others are kept by the distill stage.
+        """
 
     def answers(self, dataset: Dataset, indices: np.ndarray) -> np.ndarray:
         """float32 logits (n, classes) of unaugmented samples; rows of NaN where it has no answer."""
@@ -119,6 +142,16 @@ def kind_of(model: str) -> type[Teacher]:
     """The kind that `teacher.model` names; networks (zoo:…, package:factory) are white-box ones."""
     kind = model.partition(":")[0]
     return TEACHERS.get(kind if kind in TEACHERS.names() and kind != TORCH else TORCH)
+
+
+def location(config: Config, base: Path) -> Path:
+    """The file behind the colon of `teacher.model`. Raises UsageError when there is none."""
+    kind, _, text = config.teacher.model.partition(":")
+    path = base / Path(text).expanduser()
+    if not text or not path.is_file():
+        problem = f"is a folder: {path}" if text and path.is_dir() else f"no such file: {path}"
+        raise UsageError(problem if text else f"needs a path: {kind}:FILE", where="teacher.model")
+    return path
 
 
 def load(run: Run, base: Path, dataset: Dataset) -> Teacher:

@@ -14,10 +14,11 @@ from edgekd.distill.trainer import predict
 from edgekd.errors import StageError
 from edgekd.export.dimensions import dynamic_axes
 from edgekd.models import role as roles
-from edgekd.models.role import accuracy
+from edgekd.models.role import accuracy, accuracy_of
 from edgekd.pipeline.stages import Context
 from edgekd.results import DeviceFileParity, Edge, LayerComparison, Parity, Role, VerifyReport
 from edgekd.statistics import wilson
+from edgekd.teachers.teacher import TORCH, Teacher, kind_of, load
 from edgekd.verify.device import RUNTIME, device_parity
 from edgekd.verify.edges import (
     PYTORCH,
@@ -56,12 +57,19 @@ def run(context: Context) -> None:
     dataset, settings = context.dataset, context.config.verify
     labels, classes = dataset.labels[dataset.test], len(dataset.classes)
     files = context.run.files
-    modules = {role: roles.load(context.run, role, context.base) for role in get_args(Role)}
-    torch_logits = {
-        role: predict(module, dataset, dataset.test).numpy() for role, module in modules.items()
+    teacher = load(context.run, context.base, dataset)
+    student = roles.load(context.run, "student", context.base)
+    before: dict[Role, np.ndarray] = {
+        "teacher": teacher.answers(dataset, dataset.test),
+        "student": predict(student, dataset, dataset.test).numpy(),
     }
-    logits = {f"pytorch/{role}": value for role, value in torch_logits.items()}
-    verifier = _verifier(context, modules, torch_logits)
+    answered = np.isfinite(before["teacher"]).all(axis=1)
+    logits = {f"pytorch/{role}": value for role, value in before.items()}
+    if not teacher.exports:
+        # It answers the same wherever the student runs.
+        ran = {runtime for file in files for runtime in runtimes_for(file.format)}
+        logits |= {f"{runtime}/teacher": before["teacher"] for runtime in sorted(ran)}
+    verifier = _verifier(context, teacher, student, before)
     precisions = lower_precisions(context.config, context.base)
     trained = _trained(context) if any(file.trained for file in files) else np.empty(0)
     if len(trained):
@@ -75,7 +83,7 @@ def run(context: Context) -> None:
                 where = f"{file.path} in {runtime}"
                 answer = _logits(session, dataset, dataset.test, max(settings.batches), where)
                 logits[f"{runtime}/{file.name}"] = answer
-                reference = trained if file.trained else torch_logits[file.role]
+                reference = trained if file.trained else before[file.role]
                 tolerance = tolerance_for(settings, file.variant, session.precision)
                 sample = min(settings.samples, len(labels))
                 few = dataset.test[:sample][:FEW]
@@ -101,9 +109,7 @@ def run(context: Context) -> None:
                         cosine=errors.cosine,
                         agreement=errors.agreement,
                         agreement_interval=wilson(round(errors.agreement * sample), sample),
-                        teacher_agreement=float(
-                            (answer.argmax(1) == torch_logits["teacher"].argmax(1)).mean()
-                        ),
+                        teacher_agreement=_agreement(answer[answered], before["teacher"][answered]),
                         tolerance=tolerance,
                         passed=errors.max_relative <= tolerance,
                         accuracy=accuracy(answer.argmax(1), labels, classes),
@@ -119,7 +125,9 @@ def run(context: Context) -> None:
     _check_device(device)
     VerifyReport(
         reference={
-            role: accuracy(value.argmax(1), labels, classes) for role, value in torch_logits.items()
+            role: found
+            for role, value in before.items()
+            if (found := accuracy_of(value, dataset, dataset.test)) is not None
         },
         files=tuple(results),
         device=device,
@@ -129,7 +137,11 @@ def run(context: Context) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, labels=labels, indices=dataset.test, **logits)  # type: ignore[arg-type]
     write_bytes(context.folder / "logits.npz", buffer.getvalue())
-    _keep_examples(context, labels, logits)
+    _keep_examples(context, labels, logits, answered)
+
+
+def _agreement(answers: np.ndarray, teacher: np.ndarray) -> float | None:
+    return float((answers.argmax(1) == teacher.argmax(1)).mean()) if len(teacher) else None
 
 
 def layers(run: Run, config: Config, base: Path) -> list[LayerComparison]:
@@ -140,7 +152,8 @@ def layers(run: Run, config: Config, base: Path) -> list[LayerComparison]:
     dataset = load_data(config.data, config.data.seed, base)
     x = dataset.tensor(dataset.test[:_LAYER_SAMPLES]).numpy()
     found = []
-    for role in get_args(Role):
+    network = kind_of(run.card("teacher").model).kind == TORCH
+    for role in get_args(Role) if network else ("student",):
         mine = [file for file in run.files if file.role == role]
         whole = [file for file in mine if (file.format, file.variant) == ("onnx", "f32")]
         if not whole:
@@ -155,7 +168,7 @@ def layers(run: Run, config: Config, base: Path) -> list[LayerComparison]:
 
 
 def _verifier(
-    context: Context, modules: dict[Role, nn.Module], torch_logits: dict[Role, np.ndarray]
+    context: Context, teacher: Teacher, student: nn.Module, before: dict[Role, np.ndarray]
 ) -> Verifier:
     dataset, settings = context.dataset, context.config.verify
     samples = dataset.tensor(dataset.test[: settings.samples]).numpy()
@@ -165,18 +178,21 @@ def _verifier(
         context.run.path,
         settings,
         context.run.files,
-        lambda role, x: torch_outputs(modules[role], x),
+        lambda role, x: torch_outputs(student, x) if role == "student" else teacher.outputs(x),
         cases(samples, settings.batches, free),
     )
-    for role, value in torch_logits.items():
+    for role, value in before.items():
         verifier.know(PYTORCH, role, value[: settings.samples])
     return verifier
 
 
-def _keep_examples(context: Context, labels: np.ndarray, logits: dict[str, np.ndarray]) -> None:
-    dataset = context.dataset
-    students = [value for name, value in logits.items() if name.rpartition("/")[2] != "teacher"]
-    positions = pick(labels, logits["pytorch/teacher"], students, context.config.verify.examples)
+def _keep_examples(
+    context: Context, labels: np.ndarray, logits: dict[str, np.ndarray], answered: np.ndarray
+) -> None:
+    dataset, most = context.dataset, context.config.verify.examples
+    students = [v[answered] for name, v in logits.items() if name.rpartition("/")[2] != "teacher"]
+    chosen = pick(labels[answered], logits["pytorch/teacher"][answered], students, most)
+    positions = np.flatnonzero(answered)[chosen]
     positions = within(positions, dataset.inputs[0].nbytes)
     buffer = io.BytesIO()
     inputs = dataset.inputs[dataset.test[positions]]

@@ -9,6 +9,7 @@ from edgekd.data.resolve import load
 from edgekd.models.resolve import build
 from edgekd.quantize.recipes import RECIPES, Recipe
 from edgekd.quantize.samplers import calibration_samples, entropy, evenly, k_center, penultimate
+from edgekd.teachers.kinds.torch import TorchTeacher
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +31,10 @@ def models(digits):
 @pytest.mark.parametrize("samples", [1, 40, 10_000])
 def test_every_sampler_takes_training_samples_once_and_repeatably(digits, models, sampler, samples):
     recipe = Recipe(name="r", sampler=sampler, samples=samples)
-    chosen = calibration_samples(recipe, digits, *models)
-    assert np.array_equal(chosen, calibration_samples(recipe, digits, *models))
+    chosen = calibration_samples(recipe, digits, TorchTeacher(models[0]), models[1])
+    assert np.array_equal(
+        chosen, calibration_samples(recipe, digits, TorchTeacher(models[0]), models[1])
+    )
     assert set(chosen) <= set(digits.train)
     assert len(set(chosen)) == len(chosen)
     if samples < 1000:
@@ -42,7 +45,7 @@ def test_every_sampler_takes_training_samples_once_and_repeatably(digits, models
 
 def test_stratified_keeps_the_shares_of_the_classes(digits, models):
     recipe = Recipe(name="r", sampler="stratified", samples=300)
-    chosen = calibration_samples(recipe, digits, *models)
+    chosen = calibration_samples(recipe, digits, TorchTeacher(models[0]), models[1])
     counts = np.bincount(digits.labels[chosen])
     assert counts.sum() == 300
     assert counts.max() - counts.min() <= 3

@@ -62,6 +62,7 @@ class Folder:
             classes=classes,
             scale=255.0,
             test=np.array([test for _, _, test in files]) if len(splits) == 2 else None,
+            ids=tuple(path.relative_to(folder).as_posix() for path, _, _ in files),
         )
 
 

@@ -1,4 +1,4 @@
-"""`npz:FILE`: arrays `x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test`; optionally `classes`."""
+"""`npz:FILE`: arrays `x` and `y`, or `x_train`, `y_train`, `x_test`, `y_test`; also `classes`, `ids`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Npz:
     """Inputs (n, features), (n, h, w), (n, h, w, c) or (n, c, h, w); uint8 is taken as 0–255.
 
     Labels are integers or text, (n,) or (n, 1). With `classes` (text) integer labels index it.
+    `ids` (text or integers) name the samples, for records of a teacher's answers.
     """
 
     def fingerprint(self, location: Path | None) -> str:
@@ -60,7 +61,8 @@ class Npz:
             )
         inputs, scale = _inputs(x, path)
         labels, classes = _labels(y, arrays.get("classes"), path)
-        return Samples(inputs, labels, classes, scale, test)
+        ids = _ids(arrays.get("ids"), len(inputs), path)
+        return Samples(inputs, labels, classes, scale, test, ids)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -113,6 +115,18 @@ def _inputs(x: np.ndarray, path: Path) -> tuple[np.ndarray, float]:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32)
     return np.ascontiguousarray(x), scale
+
+
+def _ids(ids: np.ndarray | None, count: int, path: Path) -> tuple[str, ...] | None:
+    """The samples' names, training samples before test samples."""
+    if ids is None:
+        return None
+    names = tuple(str(name) for name in ids.reshape(-1))
+    if len(names) != count or len(set(names)) != count:
+        raise UsageError(
+            f"ids has {len(set(names))} different names for {count} samples", where=str(path)
+        )
+    return names
 
 
 def _labels(

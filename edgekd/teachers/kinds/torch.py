@@ -9,9 +9,10 @@ from edgekd.artifacts import sha256_file
 from edgekd.teachers.teacher import TORCH, Teacher, teacher
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
-    from edgekd.config.schema import Teacher as Configured
+    from edgekd.config.schema import Config
     from edgekd.data.resolve import Dataset
     from edgekd.distill.method import Knowledge
     from edgekd.pipeline.stages import Context
@@ -32,14 +33,15 @@ class TorchTeacher(Teacher):
         self.module = module.eval().requires_grad_(False)
 
     @classmethod
-    def identity(cls, config: Configured, base: Path) -> Any:
+    def identity(cls, config: Config, base: Path) -> dict[str, Any]:
         """The network's source, its weights or how it is trained."""
         from edgekd.pipeline.stages import network_part, training_part, weights_path
 
+        teacher = config.teacher
         return {
-            "network": network_part(config, base, "teacher"),
-            "weights": sha256_file(weights_path(config, base)) if config.weights else None,
-            "train": None if config.weights else training_part(config.train),
+            "network": network_part(teacher, base, "teacher"),
+            "weights": sha256_file(weights_path(teacher, base)) if teacher.weights else None,
+            "train": None if teacher.weights else training_part(teacher.train),
         }
 
     @classmethod
@@ -82,6 +84,14 @@ class TorchTeacher(Teacher):
         from edgekd.models import role
 
         return cls(role.load_network(folder, base))
+
+    def outputs(self, x: np.ndarray) -> np.ndarray:
+        """Whatever the network gives, finite or not."""
+        import torch
+
+        with torch.inference_mode():
+            logits: np.ndarray = self.module(torch.from_numpy(x)).numpy()
+        return logits
 
     def knowledge(self, inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         """Its logits; features are read by taps on `module`."""

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from edgekd.config.schema import Config
 from edgekd.distill.method import Knowledge
 from edgekd.teachers.ensemble import Ensemble, mean_logits
+from edgekd.teachers.teacher import Teacher
 from tests.distill.schemes.conftest import StopAfter, refused, same
 
 
@@ -57,7 +59,28 @@ class TestMean:
             torch.testing.assert_close(found.softmax(1), z[1].softmax(1))
 
     def test_weights_are_divided_by_their_sum(self):
-        assert Ensemble([None, None], weights=[1, 3]).weights == (0.25, 0.75)
+        assert Ensemble([Teacher(), Teacher()], weights=[1, 3]).weights == (0.25, 0.75)
+
+    def test_it_knows_what_every_member_knows_and_sees_views_if_all_do(self):
+        class Half(Teacher):
+            sees_views = False
+
+            def __init__(self, parity):
+                self.parity, self.prepared = parity, 0
+
+            def known(self, indices):
+                return indices[indices % self.parity == 0]
+
+            def prepare(self, context, views, *, leads=True):
+                self.prepared += 1
+
+        members = [Half(2), Half(3)]
+        ensemble = Ensemble([Teacher(), *members])
+        ensemble.prepare(None, None)
+        assert ensemble.known(np.arange(13)).tolist() == [0, 6, 12]
+        assert not ensemble.sees_views
+        assert [m.prepared for m in members] == [1, 1]
+        assert Ensemble([Teacher(), Teacher()]).sees_views
 
 
 def test_the_ensembles_student_learns_from_the_mean_of_teacher_and_members(lab, tmp_path):
@@ -217,3 +240,17 @@ class TestConfiguration:
         import re
 
         assert re.search(message, refused(**distill)), refused(**distill)
+
+
+def test_the_schema_describes_every_scheme():
+    import jsonschema
+
+    from edgekd.distill.scheme import SCHEMES
+
+    schema = Config.model_json_schema()
+    for value in (*SCHEMES.names(), {"ensemble": {"members": [{"model": "zoo:mlp"}]}},
+                  {"assistant": {"chain": [{"model": "zoo:mlp", "args": {}}]}}):  # fmt: skip
+        jsonschema.validate({"distill": {"scheme": value}}, schema)
+    for value in ("nobody", {"ensemble": {"member": 2}}, {"born_again": {"generations": "two"}}):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({"distill": {"scheme": value}}, schema)
