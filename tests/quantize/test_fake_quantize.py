@@ -151,6 +151,9 @@ def test_the_file_computes_what_was_trained_with_weights_in_int8(tmp_path, types
     }
     convolutions = [n for n in file.graph.node if n.op_type in ("Conv", "Gemm")]
     assert len(weights) == len(convolutions)
+    assert file.ByteSize() < 0.8 * onnx.load(tmp_path / "student.onnx").ByteSize()
+    notes = {entry.key for node in file.graph.node for entry in node.metadata_props}
+    assert notes == {"pkg.torch.onnx.name_scopes"}
     most = 63 if types.reduced_range else 127
     assert {int(np.abs(w.astype(int)).max()) for w in weights.values()} == {most}
     assert not any(
