@@ -44,7 +44,7 @@ SETUPS = {
         "qat": {"epochs": 1},
     },
     "cifar100": {
-        "data": {"source": f"npz:{WORK.absolute()}/cifar100.npz", "limit": 10_000},
+        "data": {"source": f"npz:{WORK}/cifar100.npz", "limit": 10_000},
         "teacher": {"model": "zoo:resnet14", "epochs": 4},
         "student": {"model": "zoo:resnet8", "epochs": 4},
         "qat": {"epochs": 2},
