@@ -16,6 +16,7 @@ import json
 import math
 import os
 import time
+from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -43,12 +44,13 @@ SETUPS = {
         "qat": {"epochs": 1},
     },
     "cifar100": {
-        "data": {"source": f"npz:{WORK.absolute()}/cifar100.npz", "limit": 10_000},
+        "data": {"source": f"npz:{WORK}/cifar100.npz", "limit": 10_000},
         "teacher": {"model": "zoo:resnet14", "epochs": 4},
         "student": {"model": "zoo:resnet8", "epochs": 4},
         "qat": {"epochs": 2},
     },
 }
+PACKAGES = ("torch", "onnxruntime", "openvino")
 WAYS = {
     "ptq": {},
     "aware": {"max_drop": "0.3 points"},
@@ -209,10 +211,20 @@ def table(results: list[dict]) -> str:
                 cells.append(spread(drops) + (f" ({layers})" if way == "aware" else ""))
             base = spread([r["f32"][runtime] for r in mine], sign=False)
             rows.append(f"| {name} | {runtime} | {len(mine)} | {base} | {' | '.join(cells)} |")
+    for name in SETUPS:
+        if not any(r["data"] == name for r in results):
+            rows += ["", f"{name}: not measured yet."]
     rows += ["", "Setups, otherwise edgekd's defaults:", ""]
     rows += [f"- {name}: `{json.dumps(setup)}`" for name, setup in SETUPS.items()]
     here = environment()
-    rows += ["", f"Every schedule: `{json.dumps(SCHEDULE)}`. {json.dumps(here)[:600]}"]
+    versions = ", ".join(f"{k} {v}" for k, v in here["packages"].items() if k in PACKAGES)
+    machine = here["machine"]
+    rows += [
+        "",
+        f"Every schedule: `{json.dumps(SCHEDULE)}`. {versions}, nncf {version('nncf')}; "
+        f"{machine['cpu_model']}, {machine['cores']} cores, avx512_vnni: "
+        f"{'yes' if 'avx512_vnni' in machine['isa'] else 'no'}.",
+    ]
     return "\n".join(rows) + "\n"
 
 

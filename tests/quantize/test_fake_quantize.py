@@ -130,6 +130,7 @@ def outputs(model, x):
     return session.run(None, {"input": x.numpy()})[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("types", [FULL, REDUCED], ids=["8 bits", "7 bits"])
 def test_the_file_computes_what_was_trained_with_weights_in_int8(tmp_path, types):
     module, x = network("dscnn"), images()
