@@ -62,7 +62,7 @@ def run(context: Context) -> None:
 
 
 def _exported(
-    source: Source, folder: Path, config: Export, given: Path
+    source: Source, folder: Path, config: Export, given: Path | None = None
 ) -> Iterator[tuple[str, Exported, float]]:
     """Every configured format, what was written and in how many seconds.
 
@@ -73,7 +73,7 @@ def _exported(
     for format in dict.fromkeys(["onnx", *config.formats]):
         started = time.monotonic()
         try:
-            if format == "onnx" and given.is_file():
+            if format == "onnx" and given is not None and given.is_file():
                 exported = _copied(given, source.onnx)
             else:
                 exported = EXPORTERS.get(format)(source, folder, config)

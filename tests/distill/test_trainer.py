@@ -103,12 +103,12 @@ def test_a_checkpoint_of_another_model_is_one_clear_error(digits, tmp_path):
 
 
 def test_a_signal_saves_and_stops_between_two_steps(digits, tmp_path):
-    import os
     import signal
 
     class Signal(Silent):
         def advance(self, amount=1, **figures):
-            os.kill(os.getpid(), signal.SIGINT)
+            # To this thread: by os.kill it may come to another one, and late.
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="same command"):
         run(network(), digits, tmp_path, progress=Signal())
