@@ -73,8 +73,10 @@ logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
 step "fast tests, with coverage"
 python -m pytest -n 2 --dist loadfile -m "not slow and not timing" --cov --cov-report=term | tee "$logs/fast"
-step "slow tests and timings, one at a time"
-python -m pytest -m "slow or timing" --timeout=900 --durations=10 | tee "$logs/slow"
+step "slow tests"
+python -m pytest -n 2 --dist loadfile -m "slow and not timing" --timeout=900 --durations=10 | tee "$logs/slow"
+step "timings, alone"
+python -m pytest -m timing --timeout=900 | tee "$logs/timing"
 
 # pytest's own closing lines, last.
-tail -qn 1 "$logs/fast" "$logs/slow"
+tail -qn 1 "$logs/fast" "$logs/slow" "$logs/timing"
