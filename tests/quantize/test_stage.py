@@ -33,11 +33,18 @@ def line(out, until="quantize", **quantize):
 
 @pytest.fixture(scope="module")
 def aware(tmp_path_factory):
-    """4-bit weights that may cost nothing, and a second to look for slow layers."""
+    """4-bit weights that may cost a point."""
     return line(
-        tmp_path_factory.mktemp("stage") / "tiny",
-        recipe="weights-int4", max_drop="0 points", speed_aware=True, speed_seconds=1.0,
-    )  # fmt: skip
+        tmp_path_factory.mktemp("stage") / "tiny", recipe="weights-int4", max_drop="1 point"
+    )
+
+
+@pytest.fixture(scope="module")
+def timed(aware, tmp_path_factory):
+    """The same with a second to look for slow layers; how many there are is the machine's affair."""
+    path = tmp_path_factory.mktemp("timed") / "tiny"
+    shutil.copytree(aware[0].path, path)
+    return line(path, recipe="weights-int4", speed_aware=True, speed_seconds=1.0)
 
 
 def test_the_files_have_the_accuracy_and_size_that_the_curve_says(aware):
@@ -58,31 +65,36 @@ def test_the_files_have_the_accuracy_and_size_that_the_curve_says(aware):
         )
         assert found.float32 == accuracy(original.path)
         kept = next(point for point in found.curve if point.reverted == found.reverted)
-        assert kept.accuracy == accuracy(file.path) >= found.float32
+        assert kept.accuracy == accuracy(file.path) >= found.float32 - 0.01
         assert kept.size == pytest.approx(file.size, rel=0.02)
         assert found.samples == len(labels)
         assert found.curve[0].reverted == 0
         assert (found.reverted > 0) == bool(found.sensitivities)
 
 
-def test_every_layer_is_measured_or_named(aware):
-    run, _, _ = aware
+def test_every_layer_is_measured_or_named(timed):
+    run, _, _ = timed
+    assert [s.format for s in run.quantize.speed_aware] == ["onnx", "openvino"]
     for found in run.quantize.speed_aware:
         measured = {speed.layer for speed in found.layers}
         assert len(measured) + len(found.left_out) == 3
         assert not measured & set(found.left_out)
 
 
-def test_the_report_shows_the_trade_off(aware):
-    run, config, base = aware
-    run_line(config, base=base, out=run.path, until="quantize", progress=Silent(), command="test")
+def test_the_report_shows_the_trade_off_and_the_speeds(aware, timed):
     from edgekd.report.html import render
 
-    page = render(run)
-    for format in ("onnx", "openvino"):
-        assert f"Accuracy and size by layers in float32, {format}" in page
-        assert f"Speed of layers, {format}" in page
-    assert "weights-int4" in page
+    for (run, config, base), title in (
+        (aware, "Accuracy and size by layers in float32"),
+        (timed, "Speed of layers"),
+    ):
+        run_line(
+            config, base=base, out=run.path, until="quantize", progress=Silent(), command="test"
+        )
+        page = render(run)
+        for format in ("onnx", "openvino"):
+            assert f"{title}, {format}" in page
+        assert "weights-int4" in page
 
 
 def test_nothing_is_left_of_an_attempt_that_fails(aware, tmp_path, monkeypatch):
