@@ -2,7 +2,8 @@
 
 Two processes of the very same file can differ by a percent or two for as long as they live (where
 their memory happens to lie). A launch is therefore one observation: both files in fresh processes,
-interleaved; its log-ratio of medians. Looks after 6, 12 and 24 launches, each with a 99 % t interval
+interleaved; the median over rounds of the log-ratio of their blocks' medians, so that a neighbour that
+comes and goes slows both of a pair. Looks after 6, 12 and 24 launches, each with a 99 % t interval
 (the three together err in at most 3 % of comparisons; Pocock 1977 would allow slightly narrower ones).
 """
 
@@ -30,7 +31,7 @@ _SECONDS = 0.4
 
 @dataclass(frozen=True)
 class Launch:
-    """One observation: log(candidate / baseline) of the median latency and of the model's memory.
+    """One observation: log(candidate / baseline) of the latency and of the model's memory.
 
     `memory` is None where the device cannot tell it (a browser); `throttled`
     is whether the device slowed itself down meanwhile.
@@ -82,12 +83,17 @@ def launches(
             }
             TRANSPORTS.get(target.transport)().measure(target, plan, folder, lambda event: None)
             with np.load(folder / "samples.npz", allow_pickle=False) as samples:
-                medians = {role: float(np.median(samples[f"{role}/latency"])) for role in models}
+                blocks = {
+                    role: block_medians(
+                        samples[f"{role}/latency"], samples[f"{role}/latency/rounds"]
+                    )
+                    for role in models
+                }
             result = json.loads((folder / "result.json").read_text())
         # The other one is loaded first the next time.
         models = dict(reversed(models.items()))
         yield Launch(
-            latency=_log_ratio(medians),
+            latency=paired(blocks["candidate"], blocks["baseline"]),
             memory=_memory_ratio(result["models"]),
             throttled=throttled(result["environment"]),
         )
@@ -126,6 +132,17 @@ def mean_ratio(log_ratios: list[float]) -> tuple[float, Interval]:
     return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
 
 
+def block_medians(seconds: np.ndarray, rounds: np.ndarray) -> dict[int, float]:
+    """The median of the calls (n,) of each round (n,), by its number."""
+    return {int(r): float(np.median(seconds[rounds == r])) for r in np.unique(rounds)}
+
+
+def paired(candidate: Mapping[int, float], baseline: Mapping[int, float]) -> float:
+    """The median over the rounds that both have of log(candidate / baseline)."""
+    both = candidate.keys() & baseline.keys()
+    return float(np.median([math.log(candidate[r] / baseline[r]) for r in both]))
+
+
 def throttled(environment: dict[str, Any]) -> bool:
     """Whether the device slowed itself down between the states before and after measuring."""
     before, after = (
@@ -135,13 +152,9 @@ def throttled(environment: dict[str, Any]) -> bool:
     return bool(after > before)
 
 
-def _log_ratio(values: Mapping[str, float]) -> float:
-    return math.log(values["candidate"] / values["baseline"])
-
-
 def _memory_ratio(models: dict[str, dict[str, Any]]) -> float | None:
     """Of the bytes that each model needed, at least a page: the peak less the runtime without it."""
     if any(model.get("peak_rss") is None for model in models.values()):
         return None
     needed = {role: max(4096, m["peak_rss"] - m["baseline_rss"]) for role, m in models.items()}
-    return _log_ratio(needed)
+    return math.log(needed["candidate"] / needed["baseline"])
