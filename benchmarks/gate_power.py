@@ -58,7 +58,8 @@ FORMAT = {"onnxruntime": "onnx", "openvino": "openvino"}
 RESULTS = Path(__file__).parent / "results"
 CPU = environment()["machine"].get("cpu_model")
 COLUMNS = (
-    "runtime", "comparison", "true ratio", "neighbour", "estimator", "gates", "pass", "fail", f"fail within {SOON} s",
+    "runtime", "comparison", "true ratio", "neighbour", "estimator", "gates", "pass", "fail",
+    f"fail within {SOON} s",
     "inconclusive", "median time", "longest", "load average", "naive rule fails",
 )  # fmt: skip
 
