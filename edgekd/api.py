@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgekd.config.load import apply_overrides, load_config, validate
+from edgekd.config.load import apply_overrides, load_config, of_gate, validate
 from edgekd.config.schema import Config
 from edgekd.errors import UsageError
 from edgekd.pipeline.line import config_of, resolve_folder, run_line
@@ -25,7 +25,11 @@ def _until(stage: str, name: str, doc: str) -> Callable[..., Run]:
         overrides: Iterable[str] = (),
         progress: Progress | None = None,
     ) -> Run:
+        overrides = [overrides] if isinstance(overrides, str) else list(overrides)
         resolved, base = resolve(config, overrides)
+        kept = resolved
+        if stage == "gate":
+            kept, _ = resolve(config, [text for text in overrides if not of_gate(text)])
         if out is None and isinstance(config, str | os.PathLike) and Path(config).is_dir():
             out = config
         run, _ = run_line(
@@ -35,6 +39,7 @@ def _until(stage: str, name: str, doc: str) -> Callable[..., Run]:
             until=stage,
             progress=progress or Silent(),
             command=f"edgekd.{name}(...)",
+            kept=kept,
         )
         return run
 
@@ -77,5 +82,9 @@ export = _until("export", "export", "Up to the exported files.")
 quantize = _until("quantize", "quantize", "Up to the INT8 files, if any are configured.")
 verify = _until("verify", "verify", "Up to the parity and accuracy of the exported files.")
 profile = _until("profile", "profile", "Up to latency, throughput and memory.")
-gate = _until("gate", "gate", "Up to the verdict on the budgets.")
+gate = _until(
+    "gate",
+    "gate",
+    "Up to the verdict on the budgets. Overrides of gate.* are of this call alone: the run keeps its own.",
+)
 report = _until("report", "report", "Up to report.html and report.json.")

@@ -7,6 +7,8 @@ import errno
 import hashlib
 import json
 import os
+import shutil
+import stat
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,17 +38,34 @@ def sha256_json(value: Any) -> str:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path`; on success flush it to disk and rename it.
 
-    After an exception or a crash `path` is what it was before.
+    After an exception or a crash `path` is what it was before. Of a symbolic link the target is
+    replaced; devices, pipes and the like cannot be renamed to, and are written into.
     Raises StageError when the disk is full, UsageError when the folder cannot be written.
     """
+    with disk_errors(path):
+        straight = is_special(path)
+    with _into(path) if straight else _beside(path) as temporary:
+        yield temporary
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary name that becomes `path`, or what `path` links to."""
+    named, path = path, path.resolve() if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with disk_errors(path):
+        with disk_errors(named):
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(named))
             try:
                 path.parent.mkdir(parents=True, exist_ok=True)
+            except FileExistsError:
+                raise NotADirectoryError(
+                    errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(named.parent)
+                ) from None
             except FileNotFoundError as error:
                 # As below /proc, where nothing can be made.
-                raise UsageError(f"cannot be written: {error.strerror}", where=str(path)) from None
+                raise UsageError(f"cannot be written: {error.strerror}", where=str(named)) from None
             yield temporary
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
@@ -74,6 +93,33 @@ def atomic_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
         for part in reversed(names):
             (temporary / part).replace(folder / part)
         _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _into(path: Path) -> Iterator[Path]:
+    """A temporary file, copied into `path` on success."""
+    with tempfile.TemporaryDirectory(prefix="edgekd-") as folder, disk_errors(path):
+        temporary = Path(folder) / "contents"
+        yield temporary
+        # Appended: /dev/stdout may be a file that holds what was printed before.
+        with temporary.open("rb") as source, path.open("ab") as file:
+            shutil.copyfileobj(source, file)
+
+
+def is_special(path: Path) -> bool:
+    """Whether `path` is there and no regular file or folder, or a name of an open file (/dev/stdout)."""
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        return True
+    link = path.absolute()
+    while link.is_symlink():
+        link = link.parent / link.readlink()
+        if link.is_relative_to("/proc"):
+            return True
+    return False
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -29,9 +29,12 @@ class Progress(Protocol):
     def say(self, text: str) -> None:
         """One line for the user that stays."""
 
+    def warn(self, text: str) -> None:
+        """One line that is said even where nothing else is."""
+
 
 class Silent:
-    """No output: the Python API's default, and `--quiet`."""
+    """Nothing but warnings: the Python API's default, and `--quiet`."""
 
     def advance(self, amount: float = 1, **figures: Figure) -> None:
         """Nothing."""
@@ -43,6 +46,10 @@ class Silent:
 
     def say(self, text: str) -> None:
         """Nothing."""
+
+    def warn(self, text: str) -> None:
+        """Print one line on standard error."""
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 class Lines:
@@ -61,6 +68,10 @@ class Lines:
     def say(self, text: str) -> None:
         """Print one line."""
         print(text, file=sys.stderr, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Print one line."""
+        self.say(f"  warning: {text}")
 
 
 class _LineTask:
@@ -117,6 +128,10 @@ class Bars:
     def say(self, text: str) -> None:
         """Print one line above the bars."""
         self.console.print(text, markup=False, highlight=False)
+
+    def warn(self, text: str) -> None:
+        """Print one line above the bars."""
+        self.say(f"  warning: {text}")
 
 
 class _BarTask:

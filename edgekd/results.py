@@ -7,7 +7,7 @@ An `interval` is a 95 % confidence interval (low, high).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -165,6 +165,8 @@ class ExportedFile(Record):
     opset: int | None = None
     producer: str | None = None
     notes: tuple[str, ...] = ()
+    # INT8 only: its weights were trained further, so that parity is with what that has made.
+    trained: bool = False
 
     @property
     def name(self) -> str:
@@ -192,12 +194,116 @@ class ExportReport(Record):
     device: tuple[DeviceFile, ...] = ()
 
 
+class Arithmetic(Record):
+    """What types an INT8 file has, for the CPUs that it is meant for.
+
+    With `reduced_range` weights have 7 bits; `cpus` are architecture and ISA of the targets.
+    """
+
+    reduced_range: bool
+    activations: Literal["uint8", "int8"]
+    cpus: tuple[str, ...]
+
+
 class Calibration(Record):
     """What an INT8 file was calibrated with; `samples` index the data set's training split."""
 
     recipe: dict[str, object]
     samples: tuple[int, ...]
-    reduced_range: bool
+    arithmetic: Arithmetic
+
+
+class LayerSensitivity(Record):
+    """What quantizing one layer alone does to the logits of a few calibration samples.
+
+    `snr` is in dB, against the float32 file (None where nothing changes); `divergence` is the
+    mean of KL(teacher ‖ ·) and KL(student ‖ ·) in nats, less that of the float32 file.
+    """
+
+    layer: str
+    snr: float | None
+    divergence: float
+
+
+class TradeOff(Record):
+    """One evaluation: with so many layers, the most sensitive first, left in float32."""
+
+    reverted: int
+    accuracy: float
+    size: int
+
+
+class AccuracyAware(Record):
+    """How layers were reverted until accuracy on the validation split held.
+
+    `sensitivities` are in falling order; `curve` has every evaluation, by number of layers;
+    `reverted` is the number that was kept.
+    """
+
+    format: str
+    max_drop: float
+    samples: int
+    float32: float
+    size_float32: int
+    sensitivities: tuple[LayerSensitivity, ...]
+    curve: tuple[TradeOff, ...]
+    reverted: int
+
+
+class LayerSpeed(Record):
+    """Latency with one layer left in float32, by that with every layer quantized; below 1: faster."""
+
+    layer: str
+    ratio: float
+    interval: tuple[float, float]
+    kept_float32: bool
+
+
+class SpeedAware(Record):
+    """What was measured of an INT8 file's layers on a target; `left_out` had no time left."""
+
+    format: str
+    target: str
+    runtime: str
+    layers: tuple[LayerSpeed, ...]
+    left_out: tuple[str, ...]
+    seconds: float
+
+
+class BackendSpeed(Record):
+    """Median latencies (seconds) of one format's INT8 files by backend, measured in turns."""
+
+    format: str
+    target: str
+    runtime: str
+    float32: float
+    backends: dict[str, float]
+    chosen: str
+
+
+class QatParity(Record):
+    """An INT8 file against the fake-quantized PyTorch model it was made from, on validation samples."""
+
+    format: str
+    runtime: str
+    samples: int
+    max_error: float
+    snr: float | None
+    agreement: float
+
+
+class QatReport(Record):
+    """Training with fake quantization: accuracies (shares) on the validation split, in PyTorch.
+
+    `validation_f32` is the student's, `validation_before` and `validation_after` the fake-quantized
+    one's.
+    """
+
+    history: History
+    validation_f32: float
+    validation_before: float
+    validation_after: float
+    parity: tuple[QatParity, ...] = ()
 
 
 class QuantizeReport(Record):
@@ -206,6 +312,10 @@ class QuantizeReport(Record):
     files: tuple[ExportedFile, ...]
     calibration: Calibration | None
     device: tuple[DeviceFile, ...] = ()
+    accuracy_aware: tuple[AccuracyAware, ...] = ()
+    speed_aware: tuple[SpeedAware, ...] = ()
+    backends: tuple[BackendSpeed, ...] = ()
+    qat: QatReport | None = None
 
 
 class Parity(Record):
@@ -230,10 +340,106 @@ class Parity(Record):
     snr: float | None = None
     cosine: float
     agreement: float
+    agreement_interval: Interval | None = None
     teacher_agreement: float
     tolerance: float
     passed: bool
     accuracy: Accuracy
+
+
+class InputCase(Record):
+    """One kind of inputs through a file and its source; errors as in `Parity`.
+
+    `max_error` is a share of the largest logit of the source, for these or for real samples.
+    `tolerance` None: told, not judged, as for INT8 files beyond what they were calibrated for.
+    Without errors, `note` says why.
+    """
+
+    inputs: str
+    samples: int
+    max_abs_error: float | None = None
+    max_error: float | None = None
+    snr: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    agreement_interval: Interval | None = None
+    tolerance: float | None
+    passed: bool
+    note: str = ""
+
+
+class Edge(Record):
+    """A file, computed by `runtime` in `precision`, against `source`: "PyTorch" or another file.
+
+    The first of `cases` are real samples in the largest batch.
+    """
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    precision: str
+    source: str
+    cases: tuple[InputCase, ...] = Field(min_length=1)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every kind of inputs did."""
+        return all(case.passed for case in self.cases)
+
+    @property
+    def worst(self) -> InputCase:
+        """One that failed, or else that nearest to its tolerance."""
+        return max(
+            self.cases, key=lambda c: (not c.passed, (c.max_error or 0) / (c.tolerance or 1e9))
+        )
+
+
+class Layer(Record):
+    """The output of a PyTorch module as a file computes it, fed the same network inputs.
+
+    `type` is the file's operator that makes it, `weights` the parameter that it reads: a
+    convolution with a folded batch normalization bears the latter's path. `shape` is without the
+    batch. `max_error` is max|Δ| / max|PyTorch's|, None where the file's is not finite.
+    """
+
+    module: str
+    type: str
+    weights: str | None
+    tensor: str
+    shape: tuple[int, ...]
+    max_error: float | None
+    snr: float | None
+
+    @property
+    def label(self) -> str:
+        """The module, and whose weights it has where that is another."""
+        owner = (self.weights or "").rpartition(".")[0]
+        name = self.module or "the model's output"
+        return f"{name} (weights of {owner})" if owner and owner != self.module else name
+
+
+class LayerComparison(Record):
+    """What `edgekd verify --layers` prints of one file, in the order of execution."""
+
+    role: Role
+    variant: Variant
+    path: str
+    runtime: str
+    samples: int
+    tolerance: float
+    layers: tuple[Layer, ...]
+    note: str = ""
+
+    @property
+    def first(self) -> int | None:
+        """The position of the first layer whose error is past the tolerance."""
+        past = (
+            position
+            for position, layer in enumerate(self.layers)
+            if layer.max_error is None or layer.max_error > self.tolerance
+        )
+        return next(past, None)
 
 
 class DeviceFileParity(Record):
@@ -261,11 +467,16 @@ class DeviceFileParity(Record):
 
 
 class VerifyReport(Record):
-    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split."""
+    """`verify/parity.json`; `reference` is the PyTorch accuracy on the same test split.
+
+    `notes` are what could not be verified on this machine.
+    """
 
     reference: dict[Role, Accuracy]
     files: tuple[Parity, ...]
     device: tuple[DeviceFileParity, ...] = ()
+    edges: tuple[Edge, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Latency(Record):
@@ -473,7 +684,7 @@ class Check(Record):
     """One budget against one measured value of the student's files of this variant.
 
     `limit` reads like "≤ 1 point"; `label` is the class, for a budget on one. `value` is None where
-    it could not be measured.
+    it could not be measured; `shown` is it in words, with its interval and what to know of it.
     """
 
     metric: str
@@ -487,14 +698,19 @@ class Check(Record):
     verdict: Verdict
     text: str
     provenance: Provenance = "measured"
+    shown: str = ""
 
 
 class GateReport(Record):
-    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive."""
+    """`gate/gate.json`; `exit_code` is 0 pass, 1 a budget is broken, 4 inconclusive.
+
+    `held_to` is the section `gate` of the configuration that it was held to, options included.
+    """
 
     verdict: Verdict
     exit_code: int
     checks: tuple[Check, ...]
+    held_to: dict[str, Any] = {}
 
 
 class Costs(Record):

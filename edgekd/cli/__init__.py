@@ -32,6 +32,7 @@ COMMANDS = {
     "history": "Show what earlier gates found, and the commits at which a figure moved.",
     "operators": "Show where the time goes, operator by operator.",
     "methods": "List the distillation methods.",
+    "schemes": "List the schemes: who learns from whom.",
     "knowledge": "Show, verify and prune what teachers said.",
     "targets": "List, show, check, make and calibrate device descriptors.",
     "zoo": "List the built-in reference networks.",
@@ -91,9 +92,13 @@ def main(argv: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = 2
-    except click.Abort:
-        click.secho("interrupted", fg="red", err=True)
-        code = 130
+    except click.Abort as abort:
+        # click takes every EOFError for a Ctrl-D at one of its prompts, of which there are none.
+        if isinstance(abort.__cause__, EOFError):
+            code = _crashed(abort.__cause__)
+        else:
+            click.secho("interrupted", fg="red", err=True)
+            code = 130
     except click.exceptions.Exit as exit_request:
         code = exit_request.exit_code
     except OSError as error:

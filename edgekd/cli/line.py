@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shlex
 import sys
 import time
@@ -65,8 +66,14 @@ def run_until(
     quiet: bool,
     as_json: bool,
     no_doctor: bool = False,
+    allow: tuple[str, ...] = (),
 ) -> Run:
-    """Bring the run up to date up to `stage`, telling the user what is done and what was not."""
+    """Bring the run up to date up to `stage`, telling the user what is done and what was not.
+
+    Where `stage` is the gate, `allow` is added to gate.allow, and this and overrides of gate.* are
+    of this call alone: the run keeps the section `gate` that it has without them.
+    """
+    from edgekd.config.load import of_gate
     from edgekd.pipeline import together
     from edgekd.pipeline.line import resolve_folder, run_line
     from edgekd.progress import default_progress
@@ -74,6 +81,13 @@ def run_until(
     started = time.monotonic()
     overrides = (*overrides, *["distill.doctor=false"][:no_doctor])
     resolved, base, folder = _resolve(config, example, overrides, out)
+    kept = resolved
+    if stage == "gate":
+        lasting = tuple(text for text in overrides if not of_gate(text))
+        kept, _, _ = _resolve(config, example, lasting, out)
+        if allow:
+            added = f"gate.allow={json.dumps([*resolved.gate.allow, *allow])}"
+            resolved, _, _ = _resolve(config, example, (*overrides, added), out)
     progress = default_progress(quiet)
     # Standard output is for results: what a user's module prints must not get between them.
     with contextlib.redirect_stdout(sys.stderr):
@@ -85,6 +99,7 @@ def run_until(
             force=stage if force else None,
             progress=progress,
             command=shlex.join(["edgekd", *sys.argv[1:]]),
+            kept=kept,
         )
     if together.follows():
         raise click.exceptions.Exit(0)  # the first process tells what there is to tell
@@ -126,6 +141,4 @@ def _resolve(
 
 def print_json(value: object) -> None:
     """One JSON document on standard output."""
-    import json
-
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -12,7 +12,7 @@ from edgekd.cli.line import print_json
 def command(as_json: bool) -> None:
     """List the built-in reference networks, for `model: zoo:NAME`.
 
-    Parameters are counted for colour images of 32×32 pixels and 100 classes.
+    Parameters are counted for 100 classes of colour images of 32×32 pixels, or of 64 token ids.
     """
     import torch
 
@@ -21,7 +21,7 @@ def command(as_json: bool) -> None:
     entries = [NETWORKS.get(name) for name in NETWORKS.names()]
     with torch.device("meta"):
         counts = {
-            entry.name: sum(p.numel() for p in entry.build((3, 32, 32), 100).parameters())
+            entry.name: sum(p.numel() for p in entry.build(entry.example, 100).parameters())
             for entry in entries
         }
     entries.sort(key=lambda entry: counts[entry.name])

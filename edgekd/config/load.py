@@ -173,6 +173,11 @@ def apply_overrides(value: dict[str, Any], overrides: Iterable[str]) -> dict[str
     return value
 
 
+def of_gate(override: str) -> bool:
+    """Whether an override is on the section `gate`, or on a key of it."""
+    return override.partition("=")[0].partition(".")[0].strip() == "gate"
+
+
 def _replaced(value: Any, keys: list[str], new: Any, where: str) -> Any:
     """A copy of `value` in which the item under `keys` is `new`."""
     if not keys:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -12,6 +13,7 @@ from edgekd.config import units
 from edgekd.config.units import Dimension
 from edgekd.distill.method import MethodList
 from edgekd.distill.scheme import SchemeChoice
+from edgekd.registry import suggestion
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -394,14 +396,42 @@ class Export(Section):
         return self
 
 
+class Qat(Training):
+    """Training with fake quantization, with the loss and the teacher's answers of `distill`."""
+
+    epochs: int = Field(3, ge=1, le=100_000)
+    learning_rate: Positive = Field(
+        0.002, description="Peak learning rate; a tenth of the student's or less."
+    )
+    weight_decay: NonNegative = 0.0
+
+
 class Quantize(Section):
     """INT8 versions of the student's files, calibrated on the training split."""
 
     recipe: str = Field("default", description="A file of calibration/, shipped or your own.")
+    qat: Qat | None = Field(
+        None,
+        description="Distillation-aware training with fake quantization, after which both INT8 files "
+        "are one function; null: quantize what distill has trained.",
+    )
     max_drop: str | None = Field(
         None,
         description='Such as "0.3 points": keep the most sensitive layers in float32 until accuracy '
         "on the validation split falls by no more; null: quantize every layer that can be.",
+    )
+    max_evaluations: int = Field(
+        12,
+        ge=2,
+        le=1000,
+        description="Files evaluated on the validation split for max_drop, at most.",
+    )
+    speed_aware: bool = Field(
+        False,
+        description="Leave alone the layers whose quantization slows the first measurable target down.",
+    )
+    speed_seconds: Positive = Field(
+        60.0, description="Time to look for such layers, for every format, about."
     )
 
     @field_validator("max_drop")
@@ -410,6 +440,14 @@ class Quantize(Section):
         if value is not None:
             units.parse(value, "points")
         return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Quantize:
+        if self.qat is not None and (self.max_drop is not None or self.speed_aware):
+            raise ValueError(
+                "qat trains every layer in INT8: it goes without max_drop and speed_aware"
+            )
+        return self
 
     @property
     def max_drop_share(self) -> float | None:
@@ -427,8 +465,18 @@ class Verify(Section):
     f16_tolerance: Positive = Field(
         1e-2, description="The same for files with weights stored in float16."
     )
+    bf16_tolerance: Positive = Field(
+        5e-2,
+        description="The same for what is computed in bfloat16, as targets of that precision do "
+        "(f16_tolerance: in float16).",
+    )
     int8_tolerance: Positive = Field(
         0.25, description="The same for INT8 files, whose accuracy is what counts."
+    )
+    batches: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
+        [1, 3, 7, 64],
+        min_length=1,
+        description="Batch sizes that samples are fed in: all in the largest, a few in the others.",
     )
     examples: int = Field(
         12,
@@ -480,7 +528,8 @@ Metric = Literal[
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
 ]  # fmt: skip
 
-UserMetric = Annotated[str, Field(pattern=r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$")]
+_USER_METRIC = r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$"
+UserMetric = Annotated[str, Field(pattern=_USER_METRIC)]
 
 DIMENSIONS: dict[str, Dimension] = {
     "accuracy": "share",
@@ -512,8 +561,8 @@ def dimension(metric: str) -> Dimension:
     return DIMENSIONS.get(metric, "number")
 
 
-# What a limit can be, in base units.
-_RANGES: dict[Dimension, tuple[float, float]] = {
+# What a figure can be, in base units.
+RANGES: dict[Dimension, tuple[float, float]] = {
     "time": (0, math.inf),
     "bytes": (0, math.inf),
     "points": (-1, 1),
@@ -546,6 +595,24 @@ class Budget(Section):
         "always f32).",
     )
 
+    @field_validator("metric", mode="before")
+    @classmethod
+    def _known(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"should be the name of a metric, not {value!r:.60}")
+        if value.startswith("user.") and not re.fullmatch(_USER_METRIC, value):
+            raise ValueError(f"{value!r:.80} should be user.NAME, a name of letters, digits and _")
+        if value not in DIMENSIONS and not value.startswith("user."):
+            raise ValueError(f"no metric {value!r:.60}{suggestion(value, DIMENSIONS)}")
+        return value
+
+    @field_validator("max", "min", mode="before")
+    @classmethod
+    def _quantity(cls, value: Any) -> Any:
+        if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+            raise ValueError(f"should be a number, with its unit in one text, not {value!r:.60}")
+        return value
+
     @model_validator(mode="after")
     def _one_limit(self) -> Budget:
         if (self.max is None) == (self.min is None):
@@ -553,10 +620,12 @@ class Budget(Section):
         if self.label is not None and self.metric != "class_recall":
             raise ValueError(f"label belongs to class_recall, not to {self.metric}")
         limit = units.parse(self.bound, dimension(self.metric))
-        least, most = _RANGES[dimension(self.metric)]
+        least, most = RANGES[dimension(self.metric)]
         if self.metric.startswith("user."):
             least = -math.inf
-        if not least <= limit <= most:
+        # No time, size or ratio is zero: a limit of zero is a slip.
+        nothing = self.max is not None and limit == 0 and most == math.inf and least == 0
+        if not least <= limit <= most or (nothing and dimension(self.metric) != "number"):
             raise ValueError(
                 f"{self.bound!r} can never be a limit of {self.metric}{_hint(limit, most)}"
             )
@@ -570,6 +639,14 @@ class Budget(Section):
         return value
 
 
+_AGAINST_BASELINE: dict[Metric, str] = {
+    "latency_vs_baseline": "1.03 x",
+    "accuracy_vs_baseline": "0 points",
+    "memory_vs_baseline": "1.1 x",
+    "size_vs_baseline": "1.05 x",
+}
+
+
 class Gate(Section):
     """What must hold for exit code 0."""
 
@@ -578,13 +655,15 @@ class Gate(Section):
     )
     budgets: list[Budget] = Field(default_factory=list)
     max_seconds: NonNegative = Field(
-        60.0, description="Measure again for this long in all while a budget on time is undecided."
+        60.0,
+        description="Measure what an undecided budget on time is on again, for this long in all; a "
+        "comparison with the baseline ends after this long too (never before its first look).",
     )
     baseline: str | None = Field(
         None,
         description="A run folder, or a .onnx or .xml file: it is measured beside the student, in turns. "
-        "Without *_vs_baseline budgets: latency ≤ 1.03 x, accuracy ≤ 0 points, memory ≤ 1.1 x, "
-        "size ≤ 1.05 x.",
+        "Where no budget is on that very metric: latency_vs_baseline ≤ 1.03 x, accuracy_vs_baseline ≤ "
+        "0 points, memory_vs_baseline ≤ 1.1 x, size_vs_baseline ≤ 1.05 x.",
     )
     rerun_baseline: bool | None = Field(
         None,
@@ -592,7 +671,15 @@ class Gate(Section):
         "again where its files are there.",
     )
     allow: list[
-        Literal["machine", "precision", "threads", "runtime_version", "limits", "throttled"]
+        Literal[
+            "machine",
+            "precision",
+            "threads",
+            "batch_size",
+            "runtime_version",
+            "limits",
+            "throttled",
+        ]
     ] = Field([], description="Differences from the baseline that do not matter to you.")
     metrics: str | None = Field(
         None,
@@ -602,17 +689,12 @@ class Gate(Section):
 
     @property
     def all_budgets(self) -> list[Budget]:
-        """`budgets`, with the default ones against the baseline where none are given."""
-        given = any(b.metric.endswith("_vs_baseline") for b in self.budgets)
-        if self.baseline is None or given:
+        """`budgets`; with a baseline also the default ones on the metrics that none of them is on."""
+        if self.baseline is None:
             return self.budgets
-        return [
-            *self.budgets,
-            Budget(metric="latency_vs_baseline", max="1.03 x"),
-            Budget(metric="accuracy_vs_baseline", max="0 points"),
-            Budget(metric="memory_vs_baseline", max="1.1 x"),
-            Budget(metric="size_vs_baseline", max="1.05 x"),
-        ]
+        given = {budget.metric for budget in self.budgets}
+        defaults = (Budget(metric=m, max=limit) for m, limit in _AGAINST_BASELINE.items())
+        return [*self.budgets, *(budget for budget in defaults if budget.metric not in given)]
 
 
 class BudgetFile(Section):

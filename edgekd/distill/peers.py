@@ -66,7 +66,7 @@ class Mutual(Objective):
     ) -> dict[str, Tensor]:
         """Of every peer, by its number from 1."""
         logits = [student.features[tap] for tap in self.taps]
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for k, (z, loss) in enumerate(
             zip(logits, mutual(logits, self.temperature), strict=True), 1
         ):

@@ -151,15 +151,15 @@ def _watch_attention(
     """Hooks that see softmax(q kᵀ/√d + mask) (n, heads, queries, keys) of the module's last attention."""
     if isinstance(module, nn.MultiheadAttention):
         return _watch_multihead(module, keep)
-    watching: list[_Watch] = []
+    watching: list[contextlib.ExitStack] = []
 
     def before(module: nn.Module, inputs: object) -> None:
-        watching.append(_Watch(keep))
-        watching[-1].__enter__()
+        watching.append(contextlib.ExitStack())
+        watching[-1].enter_context(_Watch(keep))
 
     def after(module: nn.Module, inputs: object, output: object) -> None:
         if watching:  # also where the forward pass raised
-            watching.pop().__exit__(None, None, None)
+            watching.pop().close()
 
     return [
         module.register_forward_pre_hook(before),

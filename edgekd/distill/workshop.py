@@ -37,6 +37,9 @@ from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.teacher import Teacher
 from edgekd.teachers.teacher import load as load_teacher
 
+# In the folder of what is being trained; gone when it is.
+CHECKPOINT = "checkpoint.pt"
+
 
 @dataclass(frozen=True)
 class Known:
@@ -226,7 +229,7 @@ class Workshop:
         self._checkpoint(folder).unlink(missing_ok=True)
 
     def _checkpoint(self, folder: str) -> Path:
-        return self.context.folder / folder / "checkpoint.pt"
+        return self.context.folder / folder / CHECKPOINT
 
     # -- teachers ---------------------------------------------------------------------------
 
@@ -312,6 +315,8 @@ class Workshop:
         again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
         labels = torch.from_numpy(dataset.labels)[batch]
         accuracy = self.accuracy(known, dataset, dataset.validation)
+        if accuracy is None:
+            return
         for complaint in examine(
             module, objective, self.config, accuracy, inputs, answers, labels, again=again
         ):
@@ -343,6 +348,7 @@ class Workshop:
         """A network that was kept in `folder`, with its accuracy."""
         path = self.context.folder / folder / "metrics.json"
         report = parallel.told(TrainingReport.read(path) if parallel.rank() == 0 else None)
+        assert report is not None
         self.made.append(
             SchemeModel(
                 name=name,

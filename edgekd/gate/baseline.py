@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 
 from edgekd.config import units
-from edgekd.config.schema import DIMENSIONS, Gate, Profile
+from edgekd.config.schema import DIMENSIONS, Budget, Gate, Profile
 from edgekd.errors import StageError, UsageError
+from edgekd.gate.budget import speaks_of
 from edgekd.gate.counterparts import Baseline, Counterpart
-from edgekd.gate.figures import Figure, logits_name
+from edgekd.gate.figures import Figure, enough, logits_name
 from edgekd.gate.launches import LOOKS, Launch, compare, launches, mean_ratio, throttled
 from edgekd.pipeline.run import Run
 from edgekd.profile.measure import memory_ratio
 from edgekd.profile.targets import Target
 from edgekd.profile.transport import by_hand
 from edgekd.progress import Progress
-from edgekd.results import Interval, Measurement
+from edgekd.results import Interval, Measurement, Variant
 from edgekd.statistics import paired_difference
 
 
@@ -58,14 +59,12 @@ def figures(
             "has no student file for a target and runtime that was measured here",
             where=baseline.where,
         )
-    wanted = {"latency_vs_baseline", "memory_vs_baseline"} & {b.metric for b in gate.all_budgets}
     by_name = {target.name: target for target in targets}
-    again = [
-        pair
-        for pair in pairs
-        if wanted and _run_again(pair, by_name[pair.candidate.target], gate, baseline)
-    ]
-    recorded = [pair for pair in pairs if wanted and pair not in again]
+    shipped: Variant = "int8" if any(file.variant == "int8" for file in candidate.files) else "f32"
+    asked = {id(pair): _budgets_on(pair, gate, shipped) for pair in pairs}
+    timed = [pair for pair in pairs if asked[id(pair)]]
+    again = [p for p in timed if _run_again(p, by_name[p.candidate.target], gate, baseline)]
+    recorded = [pair for pair in timed if pair not in again]
     _check_comparable(candidate, baseline, recorded, gate.allow)
     with progress.task("against baseline", LOOKS[-1][0] * len(again)) as task:
         for pair in pairs:
@@ -76,11 +75,21 @@ def figures(
                     parts, pair.baseline.parts, m.runtime, by_name[m.target], example,
                     profile.batch_size,
                 )  # fmt: skip
-                yield from _measured_again(m, source, gate, task.advance)
+                yield from _measured_again(m, source, gate, asked[id(pair)], task.advance)
             elif pair in recorded:
                 yield from _recorded(pair)
             of = (m.runtime, m.target, True, m.variant, m.provenance)
             yield Figure("size_vs_baseline", m.size / pair.baseline.size, None, *of)
+
+
+def _budgets_on(pair: Pair, gate: Gate, shipped: Variant) -> list[Budget]:
+    """Those that need both of the pair measured."""
+    m = pair.candidate
+    figures = [
+        Figure(metric, None, None, m.runtime, m.target, variant=m.variant)
+        for metric in ("latency_vs_baseline", "memory_vs_baseline")
+    ]
+    return [b for b in gate.all_budgets if any(speaks_of(b, f, shipped) for f in figures)]
 
 
 def _run_again(pair: Pair, target: Target, gate: Gate, baseline: Baseline) -> bool:
@@ -111,9 +120,13 @@ def _student_parts(run: Run, m: Measurement) -> list[Path]:
 
 
 def _measured_again(
-    m: Measurement, source: Iterator[Launch], gate: Gate, advance: Callable[..., None]
+    m: Measurement,
+    source: Iterator[Launch],
+    gate: Gate,
+    budgets: list[Budget],
+    advance: Callable[..., None],
 ) -> Iterator[Figure]:
-    """Latency and memory from as many launches as the latency's budgets need."""
+    """Latency and memory from as many launches as the latency's budgets need and the time allows."""
     taken: list[Launch] = []
 
     def latencies() -> Iterator[float]:
@@ -128,9 +141,9 @@ def _measured_again(
             yield launch.latency
 
     of = (m.runtime, m.target)
-    decided = _decided(gate, "latency_vs_baseline")
-    value, interval, conclusive = compare(latencies(), decided, advance)
-    yield Figure("latency_vs_baseline", value, interval, *of, conclusive, m.variant, m.provenance)
+    decided = _decided(budgets, "latency_vs_baseline")
+    value, interval, _ = compare(latencies(), decided, advance, gate.max_seconds)
+    yield Figure("latency_vs_baseline", value, interval, *of, True, m.variant, m.provenance)
     memories = [launch.memory for launch in taken if launch.memory is not None]
     # Where it cannot be told, the budget is undecided.
     ratio, bounds = mean_ratio(memories) if len(memories) == len(taken) else (None, None)
@@ -152,16 +165,14 @@ def _recorded(pair: Pair) -> Iterator[Figure]:
     low, high = m.latency.p50_interval
     interval = (low / then.latency.p50_interval[1], high / then.latency.p50_interval[0])
     ratio = m.latency.p50 / then.latency.p50
-    conclusive = m.conclusive and then.conclusive
+    conclusive = enough(m) and enough(then)
     yield of("latency_vs_baseline", ratio, interval, conclusive=conclusive)
     yield of("memory_vs_baseline", memory_ratio(m.memory, then.memory), None)
 
 
-def _decided(gate: Gate, metric: str) -> Callable[[Interval], bool]:
+def _decided(budgets: list[Budget], metric: str) -> Callable[[Interval], bool]:
     """Whether an interval lies on one side of every limit on the metric."""
-    limits = [
-        units.parse(b.bound, DIMENSIONS[metric]) for b in gate.all_budgets if b.metric == metric
-    ]
+    limits = [units.parse(b.bound, DIMENSIONS[metric]) for b in budgets if b.metric == metric]
     return lambda interval: not any(interval[0] <= limit <= interval[1] for limit in limits)
 
 
@@ -197,7 +208,15 @@ def _check_comparable(
         here = candidate.profile.environment[m.target]
         now = conditions(m, here)
         for name, before in conditions(then, pair.baseline.environment).items():
-            if name not in allow and (before != now[name] or (name == "throttled" and before)):
+            if name in allow:
+                continue
+            if name == "machine" and before is None and now[name] is None:
+                raise UsageError(
+                    f"cannot be compared: neither run knows the machine of target {m.target}",
+                    where=baseline.where,
+                    fix="set gate.allow: [machine] if it is the same one",
+                )
+            if before != now[name] or (name == "throttled" and before):
                 raise UsageError(
                     f"cannot be compared: {name} was {before}, now {now[name]}",
                     where=baseline.where,
@@ -211,6 +230,7 @@ def conditions(m: Measurement, environment: dict[str, Any]) -> dict[str, object]
         "machine": environment.get("cpu_model"),
         "precision": m.precision,
         "threads": m.threads,
+        "batch_size": m.latency.batch_size,
         "runtime_version": m.runtime_version,
         "limits": environment.get("emulated"),
         "throttled": throttled(environment),

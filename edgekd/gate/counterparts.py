@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from edgekd.artifacts import sha256_file
 from edgekd.errors import UsageError
 from edgekd.export.parts import FORMATS, model_parts
 from edgekd.gate.figures import logits_name
-from edgekd.pipeline.run import Run
+from edgekd.pipeline.run import Manifest, Run
 from edgekd.results import Measurement, Parity
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ class RunBaseline:
         self.run, self.where = run, f"gate.baseline {run.path}"
 
     def counterpart(self, m: Measurement) -> Counterpart | None:
-        """By target, runtime, format and variant."""
+        """By target, runtime, format and variant.
+
+        Raises UsageError for a file that is not what the run made.
+        """
         kind = (m.target, m.runtime, m.format, m.variant)
         for record in self.run.profile.measurements:
             of = (record.target, record.runtime, record.format, record.variant)
@@ -64,9 +68,29 @@ class RunBaseline:
                 names = [file.path, *(name for name in file.files if name != file.path)]
                 parts = [self.run.path / name for name in names]
                 there = all(part.is_file() for part in parts)
+                if there:
+                    self._check_unchanged(names)
                 environment = self.run.profile.environment[record.target]
                 return Counterpart(parts if there else [], record.size, record, environment)
         return None
+
+    def _check_unchanged(self, names: list[str]) -> None:
+        made = {
+            name: artifact.sha256
+            for stage in self._manifest.stages.values()
+            for name, artifact in stage.artifacts.items()
+        }
+        for name in names:
+            if sha256_file(self.run.path / name) != made.get(name):
+                raise UsageError(
+                    "is not the file that the run made: its SHA-256 is another than in run.json",
+                    where=str(self.run.path / name),
+                    fix="make the baseline again, or name the file itself as the baseline",
+                )
+
+    @cached_property
+    def _manifest(self) -> Manifest:
+        return self.run.manifest
 
     def logits(self, file: Parity, indices: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
         """Those that its verify stage kept."""
@@ -74,16 +98,39 @@ class RunBaseline:
         known = {
             (p.runtime, p.format, p.variant) for p in self.run.verify.files if p.role == "student"
         }
-        path = self.run.path / "verify/logits.npz"
-        with np.load(path, allow_pickle=False) as then:
-            same = np.array_equal(then["indices"], indices)
-            if not same or not np.array_equal(then["labels"], labels):
-                raise UsageError(
-                    "was tested on other samples than this run",
-                    where=self.where,
-                    fix="use the same data, data.seed, data.test and data.limit in both",
-                )
-            return then[f"{file.runtime}/{logits_name(file)}"] if kind in known else None
+        if kind not in known:
+            return None
+        then_indices, then_labels, answers = self._archive(f"{file.runtime}/{logits_name(file)}")
+        if not np.array_equal(then_indices, indices) or not np.array_equal(then_labels, labels):
+            raise UsageError(
+                "was tested on other samples than this run",
+                where=self.where,
+                fix="use the same data, data.seed, data.test and data.limit in both",
+            )
+        if answers.ndim != 2 or len(answers) != len(labels):
+            raise UsageError(
+                f"has logits of shape {answers.shape} for {len(labels)} samples", where=self._logits
+            )
+        return answers
+
+    @property
+    def _logits(self) -> str:
+        return str(self.run.path / "verify/logits.npz")
+
+    def _archive(self, name: str) -> list[np.ndarray]:
+        """Indices, labels, and the array `name`, of a file that may be from anywhere."""
+        try:
+            with np.load(self._logits, allow_pickle=False) as then:
+                return [then[key] for key in ("indices", "labels", name)]
+        except FileNotFoundError:
+            raise UsageError("no such file", where=self._logits) from None
+        except Exception as error:
+            # Of the zip file, of zlib, of numpy's header, or a plain array: too many kinds to name.
+            raise UsageError(
+                f"cannot be read ({type(error).__name__}): it is damaged, or not what edgekd wrote",
+                where=self._logits,
+                fix="make the baseline again",
+            ) from None
 
 
 class FileBaseline:

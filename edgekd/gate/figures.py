@@ -11,6 +11,7 @@ import numpy as np
 from edgekd.results import (
     Accuracy,
     Interval,
+    Measurement,
     Parity,
     ProfileReport,
     Provenance,
@@ -24,7 +25,8 @@ from edgekd.statistics import clopper_pearson, paired_difference, wilson
 class Figure:
     """A value of one metric, in base units; exact figures (sizes, errors) have no interval.
 
-    Without a value it could not be measured there, and a budget on it is undecided.
+    Without a value it could not be measured there, and a budget on it is undecided. One that is not
+    `conclusive` is of one process where several were wanted: see `enough`.
     `noisy` latencies and throughputs are of a machine that was disturbed: no worse in truth.
     `label` is the class that it is of, `note` what a reader should know of it; `again` ones the gate
     measured itself, after the profile.
@@ -87,7 +89,7 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
             Figure,
             runtime=m.runtime,
             target=m.target,
-            conclusive=m.conclusive,
+            conclusive=enough(m),
             variant=m.variant,
             provenance=m.provenance,
         )
@@ -99,8 +101,8 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         if m.latency.kind == "call" and m.latency.p95 is not None:
             yield timed("latency_p95", m.latency.p95, m.latency.p95_interval)
         yield timed("throughput", m.throughput, m.throughput_interval)
-        yield of("memory", m.memory.model, None)
-        yield of("size", m.size, None)
+        yield of("memory", m.memory.model, None, conclusive=True)
+        yield of("size", m.size, None, conclusive=True)
         if m.energy is not None:
             yield timed("energy", m.energy.value, m.energy.interval)
     for p in profile.predictions:
@@ -123,6 +125,14 @@ def measured(profile: ProfileReport) -> Iterator[Figure]:
         yield of("speedup", c.speedup, c.speedup_interval)
         yield of("memory_ratio", c.memory_ratio, None)
         yield of("compression", c.compression, None)
+
+
+def enough(m: Measurement) -> bool:
+    """Whether the intervals speak of more than the luck of one process, however wide they are.
+
+    Time may have ended after the first of several launches: its interval is that of one process.
+    """
+    return m.launches > 1 or m.conclusive
 
 
 def logits_name(file: Parity) -> str:

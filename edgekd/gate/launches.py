@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,21 +97,25 @@ def compare(
     source: Iterator[float],
     decided: Callable[[Interval], bool],
     advance: Callable[..., None] = lambda *_, **__: None,
+    seconds: float = math.inf,
 ) -> tuple[float, Interval, bool]:
     """Ratio, its interval, and whether `decided` was reached; takes launches until it is.
 
-    `source` yields log-ratios. The interval is that of the mean log-ratio, as a ratio.
+    `source` yields log-ratios. The interval is that of the mean log-ratio, as a ratio. After the first
+    look it ends, undecided, where the next one would be later than `seconds` after the start.
     """
     ratios: list[float] = []
-    interval = (0.0, math.inf)
+    started = time.monotonic()
     for count, _ in LOOKS:
+        each = (time.monotonic() - started) / max(1, len(ratios))
+        if ratios and each * count > seconds:
+            break
         while len(ratios) < count:
             ratios.append(next(source))
             advance(1, ratio=f"{math.exp(np.mean(ratios)):.3f}")
-        interval = mean_ratio(ratios)[1]
-        if decided(interval):
-            return mean_ratio(ratios)[0], interval, True
-    return mean_ratio(ratios)[0], interval, False
+        if decided(mean_ratio(ratios)[1]):
+            return *mean_ratio(ratios), True
+    return *mean_ratio(ratios), False
 
 
 def mean_ratio(log_ratios: list[float]) -> tuple[float, Interval]:

@@ -2,34 +2,68 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from xml.etree import ElementTree
 
-from edgekd.artifacts import disk_errors, write_text
+from edgekd.artifacts import disk_errors, is_special, write_text
+from edgekd.errors import EdgekdError, UsageError
 from edgekd.results import Check, GateReport
 
 _COLOR = {"pass": "brightgreen", "fail": "red", "inconclusive": "yellow"}
 _MARK = {"pass": "✅ pass", "fail": "❌ fail", "inconclusive": "⚠️ inconclusive"}
 
 
-def write(report: GateReport, name: str, files: Mapping[str, Path | None]) -> None:
-    """Write the wanted files ("junit", "markdown", "badge" → path); tell GitHub where it listens."""
+def write(report: GateReport, name: str, files: Mapping[str, Path | None]) -> list[UsageError]:
+    """Write the wanted files ("junit", "markdown", "badge" → path); tell GitHub where it listens.
+
+    Returns an error for each that could not be written: the others are.
+    """
     makers = {"junit": junit, "markdown": markdown, "badge": badge}
-    for kind, path in files.items():
-        if path is not None:
-            write_text(path, makers[kind](report, name))
+    jobs: list[tuple[str, Path, Callable[[], None]]] = [
+        (f"--{kind} {path}", path, partial(write_text, path, makers[kind](report, name)))
+        for kind, path in files.items()
+        if path is not None
+    ]
     if os.environ.get("GITHUB_ACTIONS") == "true":
         for line in github_annotations(report):
             print(line, file=sys.stderr)
-        summary = os.environ.get("GITHUB_STEP_SUMMARY")
-        if summary:
-            with disk_errors(Path(summary)), open(summary, "a", encoding="utf-8") as file:
-                file.write(markdown(report, name))
+        if summary := os.environ.get("GITHUB_STEP_SUMMARY"):
+            append = partial(_append, Path(summary), markdown(report, name))
+            jobs.append((f"GITHUB_STEP_SUMMARY {summary}", Path(summary), append))
+    return [error for job in jobs if (error := _attempt(*job)) is not None]
+
+
+def _attempt(what: str, path: Path, job: Callable[[], None]) -> UsageError | None:
+    try:
+        with disk_errors(path):
+            job()
+    except EdgekdError as error:
+        return UsageError(error.what, where=what)
+    except OSError as error:
+        return UsageError(f"cannot be written: {error.strerror}", where=what)
+    return None
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(text)
+
+
+def forget(files: Mapping[str, Path | None]) -> None:
+    """Remove what an earlier gate wrote, before this one: should it fail, no old verdict is left."""
+    for path in files.values():
+        if path is not None:
+            # A place that cannot be written is reported with the verdict.
+            with contextlib.suppress(OSError):
+                if path.is_file() and not is_special(path):
+                    path.resolve().unlink()
 
 
 def junit(report: GateReport, name: str) -> str:
@@ -50,7 +84,7 @@ def junit(report: GateReport, name: str) -> str:
             suite,
             "testcase",
             classname=_xml(".".join(_place(check))),
-            name=_xml(f"{check.metric} {check.limit}"),
+            name=_xml(_budget(check)),
         )
         if kind:
             ElementTree.SubElement(case, kind, message=_xml(check.text), type=check.verdict)
@@ -67,10 +101,9 @@ def markdown(report: GateReport, name: str) -> str:
         "|---|---|---|---|",
     ]
     for check in report.checks:
-        measured = check.text.partition(": ")[2].rpartition(", budget ")[0]
         lines.append(
-            f"| {_MARK[check.verdict]} | {_cell(check.metric)} {_cell(check.limit)} | "
-            f"{_cell(' / '.join(_place(check)))} | {_cell(measured)} |"
+            f"| {_MARK[check.verdict]} | {_cell(_budget(check))} | "
+            f"{_cell(' / '.join(_place(check)))} | {_cell(check.shown)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -97,6 +130,11 @@ def github_annotations(report: GateReport) -> list[str]:
     ]
 
 
+def _budget(check: Check) -> str:
+    of = f" of {check.label!r}" if check.label is not None else ""
+    return f"{check.metric}{of} {check.limit}"
+
+
 def _place(check: Check) -> list[str]:
     label = None if check.provenance == "measured" else check.provenance
     return [part for part in (check.target, label, check.runtime, check.variant) if part]
@@ -110,7 +148,8 @@ def _xml(text: str) -> str:
 def _cell(text: str) -> str:
     """Nothing that Markdown or HTML would take for more than text."""
     text = re.sub(r"([\\`*_{}\[\]<>|#!&~])", r"\\\1", text)
-    return " ".join(text.split())
+    # A backslash keeps nobody from being notified: a space of no width does.
+    return " ".join(text.replace("@", "@\u200b").split())
 
 
 def _command(text: str) -> str:

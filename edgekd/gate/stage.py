@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 def run(context: Context) -> None:
     """Write `gate.json`. The exit code is in it; a broken budget is a result, not an error."""
     report, found = settle(context, list(_figures(context)))
+    held_to = context.config.gate.model_dump(mode="json")
+    report = report.model_copy(update={"held_to": held_to})
     report.write(context.folder / "gate.json")
     record(context, found, report)
 
@@ -42,7 +44,10 @@ def _figures(context: Context) -> Iterator[Figure]:
         if gate.metrics is not None:
             from edgekd.gate import user_metrics
 
-            yield from user_metrics.figures(gate.metrics, context.base, run.verify, logits)
+            budgeted = {budget.metric for budget in gate.budgets}
+            yield from user_metrics.figures(
+                gate.metrics, context.base, run.verify, logits, budgeted
+            )
     if gate.baseline is not None:
         yield from _against_baseline(context, gate)
 

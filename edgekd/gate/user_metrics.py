@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from edgekd.errors import UsageError
 from edgekd.gate.figures import Figure, logits_name
+from edgekd.history.entry import printable
 from edgekd.models.resolve import function
 from edgekd.results import Interval, VerifyReport
 
@@ -19,9 +21,15 @@ _RESAMPLES = 200
 
 
 def figures(
-    text: str, base: Path, verify: VerifyReport, logits: np.lib.npyio.NpzFile
+    text: str,
+    base: Path,
+    verify: VerifyReport,
+    logits: np.lib.npyio.NpzFile,
+    budgeted: Collection[str],
 ) -> Iterator[Figure]:
     """`user.NAME` of every file of the student, and `user.NAME_drop`, teacher less student.
+
+    What is not finite is left out, unless it is of the metrics `budgeted`.
 
     The function `text` names gets logits (n, classes) float32 and labels (n,) int64, and gives
     numbers by name. Teacher and student are resampled together (Efron and Tibshirani 1993, ch. 13).
@@ -43,10 +51,19 @@ def figures(
         for position, (suffix, points) in enumerate((("", values), ("_drop", drops))):
             for name, value in points.items():
                 spread = [both[position].get(name, math.nan) for both in resampled]
+                finite = [resample for resample in spread if math.isfinite(resample)]
+                named = f"user.{name}{suffix}"
+                if not math.isfinite(value) or not finite:
+                    if named in budgeted:
+                        raise UsageError(
+                            f"{text} gives {named} = {value}; should give finite numbers",
+                            where=_WHERE,
+                        )
+                    continue
                 yield Figure(
-                    f"user.{name}{suffix}",
+                    named,
                     value,
-                    _interval(spread, value),
+                    _interval(finite, value),
                     file.runtime,
                     variant=file.variant,
                 )
@@ -71,18 +88,24 @@ def _call(
         values = metric(logits.copy(), labels.copy())
         if not isinstance(values, Mapping):
             raise TypeError(f"gave a {type(values).__name__}; should give {{name: number}}")
-        return {str(name): float(value) for name, value in values.items()}
-    except Exception as error:
+        return {_name(name): float(value) for name, value in values.items()}
+    except (Exception, SystemExit) as error:
+        # On one line: a line of its own could be a command to the CI service that reads it.
+        said = printable(error, 300) or "no message"
         raise UsageError(
-            f"{text} failed on logits {logits.shape}: {type(error).__name__}: {str(error)[:300]}",
+            f"{text} failed on logits {logits.shape}: {type(error).__name__}: {said}",
             where=_WHERE,
         ) from None
 
 
-def _interval(values: list[float], point: float) -> Interval:
+def _name(name: object) -> str:
+    """As a budget can have it."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]{0,63}", name):
+        raise ValueError(f"the name {name!r:.80} should be letters, digits and _, at most 64")
+    return name
+
+
+def _interval(finite: list[float], point: float) -> Interval:
     """The 95 % percentile interval of a finite `point`, which it contains."""
-    finite = [value for value in values if math.isfinite(value)]
-    if not math.isfinite(point) or not finite:
-        raise UsageError(f"gave {point}; should give finite numbers", where=_WHERE)
     low, high = np.quantile(finite, [0.025, 0.975])
     return min(float(low), point), max(float(high), point)

@@ -38,7 +38,7 @@ def record(context: Context, figures: Iterable[Figure], report: GateReport) -> N
         store.append(path, list(entries(context, figures, report)))
     except Exception as error:
         text = " ".join(str(error).split())
-        context.progress.say(f"  warning: the history was not written: {text}")
+        context.progress.warn(f"the history was not written: {text}")
 
 
 def entries(context: Context, figures: Iterable[Figure], report: GateReport) -> Iterator[Entry]:
@@ -59,6 +59,8 @@ def entries(context: Context, figures: Iterable[Figure], report: GateReport) -> 
     }
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     for figure in figures:
+        if figure.value is None:
+            continue
         source: Measurement | Parity
         if figure.target is None:
             stage, source = "verify", verified[figure.runtime, figure.variant]

@@ -51,7 +51,8 @@ _INSERT = f"INSERT OR IGNORE INTO figures ({_NAMES}) VALUES ({', '.join('?' * le
 def append(path: Path, entries: Iterable[Entry]) -> int:
     """Add the entries that are not there yet, all or none; return how many those were.
 
-    Makes the file and its folder where there is none. Errors of `entries` themselves pass through,
+    Makes the file where there is none, and a folder `.edgekd` for it; any other is the user's to make.
+    Errors of `entries` themselves pass through,
     and nothing is added. Raises UsageError when the file cannot be written, or is something else.
     """
     _check_place(path)
@@ -126,12 +127,16 @@ def _check_place(path: Path) -> None:
 
 
 def _make_folder(path: Path) -> None:
-    if path.parent.exists():
+    folder = path.parent
+    if folder.exists():
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.parent.name == Path(DEFAULT).parent.name:
-        # Ours alone; a measurement makes no working tree dirty.
-        (path.parent / ".gitignore").write_text("*\n", encoding="utf-8")
+    if folder.name != Path(DEFAULT).parent.name or not folder.parent.exists():
+        raise UsageError(
+            f"there is no folder {folder}", where=str(path), fix="make it, if it is meant"
+        )
+    folder.mkdir(exist_ok=True)
+    # Ours alone; a measurement makes no working tree dirty.
+    (folder / ".gitignore").write_text("*\n", encoding="utf-8")
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -19,21 +19,25 @@ F = TypeVar("F", bound=Factory)
 
 @dataclass(frozen=True)
 class Network:
-    """`zoo:NAME`. `build(input_shape, classes, **args)` makes it with PyTorch's random state."""
+    """`zoo:NAME`. `build(input_shape, classes, **args)` makes it with PyTorch's random state.
+
+    `example` is an input shape that it takes.
+    """
 
     name: str
     description: str
     build: Factory
+    example: Shape = (3, 32, 32)
 
 
 NETWORKS: Registry[Network] = Registry("network", "edgekd.models.zoo")
 
 
-def network(name: str, description: str) -> Callable[[F], F]:
+def network(name: str, description: str, *, example: Shape = (3, 32, 32)) -> Callable[[F], F]:
     """Decorator: register a factory as `zoo:name`."""
 
     def decorate(build: F) -> F:
-        NETWORKS.register(name)(Network(name, description, build))
+        NETWORKS.register(name)(Network(name, description, build, example))
         return build
 
     return decorate

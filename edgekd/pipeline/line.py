@@ -32,16 +32,20 @@ def run_line(
     force: str | None = None,
     progress: Progress,
     command: str | None = None,
+    kept: Config | None = None,
 ) -> tuple[Run, list[str]]:
     """Bring the run folder `out` up to date with `config`, up to and including stage `until`.
 
     A stage whose key (configuration part, inputs, version) is in the manifest and whose
     artifacts are intact is skipped. `force` names a stage that is done again all the same.
+    `kept` is what the run remembers as its configuration, where that is not `config`: a gate may be
+    held to other budgets for once.
     Returns the run and the names of the stages that were done now.
     Raises UsageError, StageError, Interrupted; earlier artifacts are left as they were.
     Of several processes that torchrun started, the first one does this; the others help it train.
     """
     run = Run(out)
+    kept = kept or config
     done: list[str] = []
     if together.follows():
         together.follow(config, base, out)
@@ -64,16 +68,16 @@ def run_line(
             if stage.name == "report" or not (run.path / "run.json").exists():
                 # The report reads the manifest. Otherwise a configuration is written down only
                 # with what it made, so that one that fails leaves the run as it was.
-                _write_manifest(run, config, base, stages, command)
+                _write_manifest(run, kept, base, stages, command)
             try:
                 finished[stage.name] = _do(stage, key, config, base, run, progress, force)
             except Waiting:
                 # Whoever brings what it waits for finds here what that must be made for.
-                _write_manifest(run, config, base, stages, command)
+                _write_manifest(run, kept, base, stages, command)
                 raise
             done.append(stage.name)
             stages = {**stages, stage.name: finished[stage.name]}
-            _write_manifest(run, config, base, stages, command)
+            _write_manifest(run, kept, base, stages, command)
     return run, done
 
 
@@ -122,6 +126,12 @@ def _user_errors(stage: str, folder: Path) -> Iterator[None]:
         ) from None
     except EdgekdError:
         raise
+    except SystemExit:
+        # Of a model, a metric or a data source; it would otherwise be the exit code of edgekd.
+        raise StageError(
+            f"something that stage {stage} called ended the program (sys.exit)",
+            fix="code that edgekd calls should raise an exception instead",
+        ) from None
     except MemoryError:
         raise StageError(
             f"out of memory in stage {stage}", fix="use a smaller batch_size"

@@ -172,14 +172,26 @@ def _export(config: Config, base: Path) -> dict[str, Any]:
 
 
 def _quantize(config: Config, base: Path) -> dict[str, Any] | None:
+    from edgekd.profile.targets import find
+    from edgekd.quantize.arithmetic import arithmetic
     from edgekd.quantize.recipes import RECIPES
 
     if config.quantize is None:
         return None
+    recipe = RECIPES.find(config.quantize.recipe, base)
+    targets = [find(name, base) for name in config.profile.targets]
+    # Where speed decides, the files are for those targets, and this machine.
+    measured = config.quantize.speed_aware or recipe.backend == "auto"
     return {
-        "quantize": config.quantize.model_dump(mode="json"),
-        "recipe": RECIPES.find(config.quantize.recipe, base).model_dump(mode="json"),
+        "quantize": config.quantize.model_dump(mode="json", exclude={"qat"}),
+        "qat": config.quantize.qat
+        and {"train": training_part(config.quantize.qat), "distill": training_part(config.distill)},
+        "recipe": recipe.model_dump(mode="json"),
+        "types": arithmetic(recipe, targets).model_dump(mode="json", exclude={"cpus"}),
+        "targets": [target.model_dump(mode="json") for target in targets] if measured else None,
+        "machine": [platform.node(), platform.machine()] if measured else None,
         "data": data_part(config, base),
+        "onnxruntime": _installed("onnxruntime"),
         "nncf": _installed("nncf"),
     }
 
@@ -192,8 +204,10 @@ def _installed(package: str) -> str | None:
 
 
 def _verify(config: Config, base: Path) -> dict[str, Any]:
-    data = data_part(config, base)
-    return {"verify": config.verify.model_dump(mode="json"), "data": data}
+    from edgekd.verify.precisions import lower_precisions
+
+    part = {"verify": config.verify.model_dump(mode="json"), "data": data_part(config, base)}
+    return part | {"precisions": lower_precisions(config, base)}
 
 
 def _profile(config: Config, base: Path) -> dict[str, Any]:
@@ -237,12 +251,14 @@ def _baseline(config: Config, base: Path) -> dict[str, str]:
     if path.is_file():
         return {part.name: sha256_file(part) for part in model_parts(path)}
     manifest = Run.open(path).manifest
-    return {
-        name: artifact.sha256
+    names = (
+        name
         for stage in ("export", "quantize", "verify", "profile")
         if stage in manifest.stages
-        for name, artifact in manifest.stages[stage].artifacts.items()
-    }
+        for name in manifest.stages[stage].artifacts
+    )
+    # What is there now, whatever the manifest says of it.
+    return {name: sha256_file(path / name) for name in names if (path / name).is_file()}
 
 
 def _report(config: Config, base: Path) -> dict[str, Any]:
@@ -284,10 +300,10 @@ LINE: tuple[Stage, ...] = (
         tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino"),
         shareable=True,
     ),
-    Stage("quantize", 2, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage("quantize", 4, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
-        5,
+        6,
         _verify,
         (*_MODELS, *_FILES),
         "verify",
@@ -295,8 +311,8 @@ LINE: tuple[Stage, ...] = (
         shareable=True,
     ),
     Stage("profile", 5, _profile, (*_FILES, "bundles/*.result.json"), "profile", tools=_RUNTIMES),
-    Stage("gate", 4, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
-    Stage("report", 7, _report, ("*/*",), ""),
+    Stage("gate", 5, _gate, ("student/model.json", "verify/*", "profile/profile.json"), "gate"),
+    Stage("report", 8, _report, ("*/*",), ""),
 )
 
 NAMES: tuple[str, ...] = tuple(stage.name for stage in LINE)

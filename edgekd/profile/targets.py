@@ -16,6 +16,9 @@ from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+Isa = Literal[
+    "avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm", "sve"
+]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
 
 # Host and user may end up in a command line of the user's own ssh configuration (ProxyCommand %h %r).
@@ -182,6 +185,11 @@ class Target(Section):
         False, description="Not the real device: its figures are labelled so. QEMU is noticed."
     )
     arch: Name | None = Field(None, description="As `uname -m` says: aarch64, x86_64; checked.")
+    isa: list[Isa] | None = Field(
+        None,
+        description="What its CPU has of VNNI, AMX and Arm's dot product, as /proc/cpuinfo says it; "
+        "INT8 files get the types that suit it.",
+    )
     cores: int | None = Field(None, ge=1, le=4096, description="For `edgekd targets check`.")
     memory: str | None = Field(None, description='"4 GiB"; for `edgekd targets check`.')
     limits: Limits | None = Field(None, description="A smaller device, emulated on this one.")

@@ -19,17 +19,45 @@ class Recipe(Section):
         "stratified", description="How samples are picked from the training split."
     )
     samples: int = Field(300, ge=1, le=100_000)
-    range: Literal["min-max", "mean-min-max", "percentile", "histogram"] = Field(
-        "min-max",
-        description="Activation ranges: extremes over all samples; mean of the samples' extremes; "
-        "mean of the samples' 1 % and 99 % quantiles; the histogram with the least error.",
+    method: Literal["static", "dynamic", "weights-int8", "weights-int4"] = Field(
+        "static",
+        description="static: weights and activations, with ranges from the samples. dynamic: "
+        "activations by what they are at the moment. weights-…: weights alone. The last three are "
+        "for transformers and recurrent networks.",
     )
-    preset: Literal["mixed", "performance"] = "mixed"
+    backend: Literal["auto", "nncf", "onnxruntime"] = Field(
+        "nncf",
+        description="What quantizes: NNCF, or ONNX Runtime's quantizer (needs the ONNX file, also for "
+        "OpenVINO). auto: what is faster on the target in a short measurement.",
+    )
+    range: Literal["min-max", "mean-min-max", "percentile", "mse", "entropy"] = Field(
+        "min-max",
+        description="Activation ranges. min-max: extremes over all samples; mean-min-max: mean of the "
+        "samples' extremes (ONNX Runtime: moving average); percentile: without outliers; mse: the range "
+        "with the least squared error (NNCF); entropy: with the least KL divergence (ONNX Runtime).",
+    )
+    preset: Literal["mixed", "performance"] = Field(
+        "mixed", description="mixed: asymmetric activations; performance: symmetric."
+    )
+    bias_correction: Literal["none", "fast", "accurate"] = Field(
+        "fast", description="Shift of the outputs that quantization makes, taken out again (NNCF)."
+    )
     model_type: Literal["transformer"] | None = Field(
-        None, description="transformer: SmoothQuant and patterns of attention."
+        None, description="transformer: NNCF's patterns of attention."
+    )
+    smooth_quant: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="SmoothQuant's α for matrix products: how much of the activations' spread goes into "
+        "the weights (Xiao 2023, eq. 4); null: none; NNCF's own choice for transformers is 0.95.",
+    )
+    group_size: int = Field(
+        64, ge=8, le=4096, description="Weights that share a scale, for weights-int4."
     )
     reduced_range: Literal["auto", "on", "off"] = Field(
-        "auto", description="7-bit weights, for x86 CPUs without VNNI; auto: as this CPU needs."
+        "auto",
+        description="7-bit weights, for x86 CPUs without VNNI or AMX; auto: as the targets need.",
     )
     exclude: list[str] = Field(
         [], description="Regular expressions of node names that stay in float32."

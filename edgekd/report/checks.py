@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekd.config.schema import dimension
 from edgekd.report.comparison import Value
-from edgekd.results import Check, GateReport, Verdict, VerifyReport
+from edgekd.results import Check, Edge, GateReport, InputCase, Parity, Verdict, VerifyReport
 
 _WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive"}
 _NAMES = {
@@ -91,6 +91,29 @@ def parity_sentence(report: VerifyReport) -> str:
         f"parity: {verdict}; {count}, largest error {worst.max_error:.1e} of the largest logit "
         f"(limit {worst.tolerance:.0e}), top-1 agreement at least {agreement * 100:.4g} %"
     )
+
+
+def edge_text(edge: Edge) -> str:
+    """One comparison of a file with what it was made from, in one line."""
+    case = edge.worst
+    error = case.note if case.max_error is None else f"largest error {case.max_error:.1e}"
+    limit = "" if case.tolerance is None else f" (limit {case.tolerance:g})"
+    judged = sum(c.tolerance is not None for c in edge.cases)
+    return (
+        f"{'pass' if edge.passed else 'FAIL'}  {edge.source} → {edge.path} in {edge.runtime}, "
+        f"{edge.precision}: {error}{limit} at {case.inputs}; {judged} kinds of inputs"
+    )
+
+
+def agreement_text(case: InputCase | Parity) -> str:
+    """Share of equal top-1 answers with its interval, in percent."""
+    if case.agreement is None:
+        return "–"
+    text = f"{100 * case.agreement:.4g} %"
+    if case.agreement_interval is None:
+        return text
+    low, high = case.agreement_interval
+    return f"{text} [{100 * low:.4g}, {100 * high:.4g}]"
 
 
 def _of(some: int, count: int) -> str:

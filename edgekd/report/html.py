@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from edgekd.config.units import format_quantity
-from edgekd.report import checks, classes, operators, plots
+from edgekd.report import checks, classes, operators, plots, quantization
 from edgekd.report.classes import Answers, Changes
 from edgekd.report.comparison import (
     Group,
@@ -22,6 +22,7 @@ from edgekd.report.comparison import (
     interval_text,
 )
 from edgekd.report.contents import ROLES, Contents, latency_samples, read
+from edgekd.report.edges import edge_batches, edge_rows
 from edgekd.report.examples import Example, examples
 from edgekd.report.page import page
 from edgekd.report.plots import Plot
@@ -80,12 +81,16 @@ def render(run: Run) -> str:
         distributions=tuple(_distributions(contents, run)),
         profiled=contents.profile is not None,
         operators=operators.section(contents),
+        quantization=quantization.section(contents),
         per_class=classes.accuracy_plot(contents),
         changes=tuple(_changes(contents, answers)),
         examples=_examples(contents, run, answers),
         training=tuple(_training(contents)),
         given=tuple(role for role, m in contents.models.items() if m.history is None),
         parity=_parity(contents),
+        edges=edge_rows(contents.verify),
+        edge_batches=edge_batches(contents.verify),
+        parity_notes=contents.verify.notes if contents.verify else (),
         device=_device(contents),
         produced=tuple(file for file in contents.files if file.producer),
         parity_sentence=checks.parity_sentence(contents.verify) if contents.verify else None,
@@ -285,7 +290,7 @@ def _parity(contents: Contents) -> tuple[tuple[Parity, Mapping[str, str]], ...]:
                 "max_error": f"{p.max_error:.2e}",
                 "max_abs_error": f"{p.max_abs_error:.2e}",
                 "cosine": f"{p.cosine:.8f}",
-                "agreement": figure_text(p.agreement, "share"),
+                "agreement": checks.agreement_text(p),
                 "teacher_agreement": figure_text(p.teacher_agreement, "share"),
                 "accuracy": figure_text(p.accuracy.value, "share"),
             },

@@ -24,7 +24,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLoca
 from edgekd.config.units import Dimension, format_quantity
 from edgekd.report.contents import ROLES
 from edgekd.report.text import one_line
-from edgekd.results import History, Interval, Role
+from edgekd.results import AccuracyAware, History, Interval, Role
 
 # Stand-ins that become CSS once the SVG is written, so that one plot serves light, dark and print.
 _INK = "#010203"
@@ -363,6 +363,44 @@ def curves(role: Role, history: History, *, name: str, title: str) -> str:
             [], [], color=_INK, alpha=0.6, linewidth=1, linestyle=(0, (2, 2)), label="kept epoch"
         )
         _legend(figure, [*upper.get_legend_handles_labels()[0], marker])
+    return _svg(figure, name, title)
+
+
+@matplotlib.rc_context(_SETTINGS)
+def trade_off(aware: AccuracyAware, *, name: str, title: str) -> str:
+    """Accuracy over size, one mark per evaluation; the kept one filled, float32 a ring."""
+    figure, axes = _figure(440, 280)
+    sizes = [point.size for point in aware.curve]
+    accuracies = [point.accuracy for point in aware.curve]
+    colour = _COLOUR["student"]
+    axes.plot(sizes, accuracies, color=colour, alpha=0.35, linewidth=1.5, zorder=2)
+    least = aware.float32 - aware.max_drop
+    axes.axhline(least, color=_INK, alpha=0.6, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
+    for point in aware.curve:
+        axes.plot(
+            point.size, point.accuracy, marker="o", markersize=8, linestyle="",
+            markerfacecolor=colour if point.reverted == aware.reverted else "none",
+            markeredgecolor=colour, markeredgewidth=1.8, clip_on=False, zorder=4,
+        )  # fmt: skip
+        axes.annotate(
+            str(point.reverted), (point.size, point.accuracy), xytext=(0, -16),
+            textcoords="offset points", ha="center", color=_INK, fontsize=10,
+        )  # fmt: skip
+    axes.plot(
+        aware.size_float32, aware.float32, marker="s", markersize=8, linestyle="",
+        markerfacecolor="none", markeredgecolor=_INK, markeredgewidth=1.8, zorder=3,
+    )  # fmt: skip
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(value, "bytes")))
+    axes.yaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.margins(x=0.12, y=0.2)
+    axes.set_xlabel("file size")
+    axes.set_ylabel("validation accuracy")
+    _legend(figure, [
+        Line2D([], [], color=colour, marker="o", linestyle="", label="layers in float32"),
+        Line2D([], [], color=_INK, marker="s", linestyle="", markerfacecolor="none", label="float32"),
+        Line2D([], [], color=_INK, alpha=0.6, linestyle=(0, (4, 3)), label="least accuracy"),
+    ])  # fmt: skip
     return _svg(figure, name, title)
 
 

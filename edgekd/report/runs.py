@@ -323,6 +323,6 @@ def _conditions(side: Side, place: Place) -> dict[str, object]:
     if m is None or side.contents.profile is None:
         return {}
     environment = side.contents.profile.environment.get(m.target, {})
-    names = {"runtime_version": "runtime version"}
+    names = {"runtime_version": "runtime version", "batch_size": "batch size"}
     here = {names.get(name, name): value for name, value in conditions(m, environment).items()}
-    return {**here, "batch size": m.latency.batch_size, "provenance": m.provenance}
+    return {**here, "provenance": m.provenance}

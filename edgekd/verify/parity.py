@@ -27,10 +27,11 @@ class Errors:
     agreement: float
 
 
-def compare(reference: np.ndarray, result: np.ndarray, *, where: str) -> Errors:
+def compare(reference: np.ndarray, result: np.ndarray, *, where: str, scale: float = 0.0) -> Errors:
     """Compare logits (n, classes) with the reference's, in float64.
 
-    Raises StageError when the shapes differ or the result is not finite.
+    `scale` is the least that the largest reference is taken for. Raises StageError when the shapes
+    differ or the result is not finite.
     """
     if reference.shape != result.shape:
         raise StageError(
@@ -38,10 +39,14 @@ def compare(reference: np.ndarray, result: np.ndarray, *, where: str) -> Errors:
             where=where,
         )
     if not np.isfinite(result).all():
-        raise StageError("gives logits that are not finite where PyTorch's are", where=where)
+        count = int((~np.isfinite(result)).any(axis=1).sum())
+        raise StageError(
+            f"gives logits that are not finite where PyTorch's are ({count} of {len(result)} samples)",
+            where=where,
+        )
     a, b = reference.astype(np.float64), result.astype(np.float64)
     difference = np.abs(a - b).max()
-    scale = max(np.abs(a).max(), np.finfo(np.float32).tiny)
+    scale = max(np.abs(a).max(), scale, np.finfo(np.float32).tiny)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     cosines = (a * b).sum(axis=1)[norms > 0] / norms[norms > 0]
     return Errors(
@@ -51,6 +56,18 @@ def compare(reference: np.ndarray, result: np.ndarray, *, where: str) -> Errors:
         cosine=float(np.clip(cosines.min(), -1, 1)) if cosines.size else 1.0,
         agreement=float((a.argmax(1) == b.argmax(1)).mean()),
     )
+
+
+def relative(reference: np.ndarray, result: np.ndarray) -> tuple[float | None, float | None]:
+    """max|Δ| / max|reference| and SNR in dB of tensors of any one shape, in float64.
+
+    The first is None where the result is not finite.
+    """
+    a, b = reference.astype(np.float64), result.astype(np.float64)
+    if not np.isfinite(b).all():
+        return None, None
+    scale = max(np.abs(a).max(initial=0), np.finfo(np.float32).tiny)
+    return float(np.abs(a - b).max(initial=0) / scale), _snr(a, a - b)
 
 
 def worst(*errors: Errors) -> Errors:

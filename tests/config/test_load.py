@@ -51,6 +51,22 @@ def test_a_resolved_configuration_reads_back_to_itself():
         ("distill: {alpha: 0, methods: []}\n", ["c.yaml:1", "no loss"]),
         ("gate:\n  budgets:\n    - {metric: speedup}\n", ["c.yaml:3", "exactly one of"]),
         (
+            "gate:\n  budgets:\n    - {metric: sise, max: 1 B}\n",
+            ["c.yaml:3: gate.budgets.0.metric: no metric 'sise'; did you mean 'size'?"],
+        ),
+        (
+            "gate:\n  budgets:\n    - {metric: user.a b, max: 1}\n",
+            ["c.yaml:3: gate.budgets.0.metric: 'user.a b' should be user.NAME"],
+        ),
+        (
+            "gate:\n  budgets:\n    - {metric: size, max: [1]}\n",
+            ["c.yaml:3: gate.budgets.0.max: should be a number, with its unit"],
+        ),
+        (
+            "gate:\n  budgets:\n    - {metric: latency_p50, max: 0 ms}\n",
+            ["c.yaml:3", "'0 ms' can never be a limit of latency_p50"],
+        ),
+        (
             "gate:\n  budgets:\n    - {metric: latency_p50, max: 20}\n",
             ["c.yaml:3", "unit", "20 ms"],
         ),

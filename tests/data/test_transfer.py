@@ -55,13 +55,11 @@ def test_labels_are_kept_of_a_share_only_and_those_of_the_held_out_splits_stay(d
 
 
 def test_unlabelled_samples_are_added_whatever_labels_they_have(digits, tmp_path):
-    more = np.random.default_rng(0).integers(0, 17, (50, 1, 8, 8)).astype(np.float32) / 16
-    source = load(Data(), 0, tmp_path)
-    base = Data()
-    np.savez(tmp_path / "more.npz", x=(more * 16).astype(np.uint8), y=np.arange(50) % 2)
+    more = np.random.default_rng(0).integers(0, 17, (50, 1, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "more.npz", x=more, y=np.arange(50) % 2)
     with pytest.raises(UsageError, match="scale 255; the data has uint8 of"):
-        transfer_set(source, Transfer(unlabelled="npz:more.npz"), base, 0, tmp_path)
-    found = transfer_set(source, Transfer(unlabelled="digits"), base, 0, tmp_path)
+        made(digits, tmp_path, unlabelled="npz:more.npz")
+    found = made(digits, tmp_path, unlabelled="digits")
     new = np.setdiff1d(found.train, digits.train)
     assert len(new) == len(digits.labels)
     assert (found.labels[new] == -1).all()

@@ -1,4 +1,5 @@
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import pytest
 from edgekd.config.schema import Budget, Gate
 from edgekd.errors import UsageError
 from edgekd.gate.budget import check_budgets
-from edgekd.gate.figures import Figure, _recalls
+from edgekd.gate.figures import Figure, _recalls, enough
 from edgekd.results import Accuracy
 
 
@@ -29,7 +30,10 @@ AT_MOST_20_MS = {"metric": "latency_p50", "max": "20 ms"}
         (latency(0.019, 0.017, 0.021), "inconclusive", 4),
         (latency(0.021, 0.019, 0.023), "inconclusive", 4),
         (latency(0.020, 0.020, 0.020), "pass", 0),
-        (latency(0.010, 0.009, 0.011, conclusive=False), "inconclusive", 4),
+        (latency(0.003, 0.0001, 0.0199), "pass", 0),
+        # One process only: others may differ by more than this is below the limit.
+        (latency(0.016, 0.015, 0.017, conclusive=False), "inconclusive", 4),
+        (latency(0.010, 0.009, 0.011, conclusive=False), "pass", 0),
         (latency(0.030, 0.029, 0.031, conclusive=False), "fail", 1),
     ],
 )
@@ -84,6 +88,17 @@ def test_accuracy_passes_by_its_count_and_fails_only_beyond_doubt(value, interva
     figure = Figure("accuracy_drop", value, interval, "onnxruntime")
     report = check_budgets(gate({"metric": "accuracy_drop", "max": "1 point"}), [figure])
     assert report.verdict == verdict
+    straddling = verdict == "pass"
+    assert ("by the count; the interval straddles" in report.checks[0].text) == straddling
+
+
+@pytest.mark.parametrize(
+    ("launches", "conclusive", "expected"), [(5, False, True), (1, True, True), (1, False, False)]
+)
+def test_only_of_a_lone_process_that_should_not_be_is_the_interval_in_doubt(
+    launches, conclusive, expected
+):
+    assert enough(SimpleNamespace(launches=launches, conclusive=conclusive)) is expected
 
 
 def test_exact_figures_are_compared_as_they_are():

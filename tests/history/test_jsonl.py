@@ -65,6 +65,12 @@ def test_an_export_is_the_same_history_elsewhere_and_importing_it_again_adds_not
         (line(run="a\u202eb"), "run"),
         (line(label="x" * 201), "label"),
         (line(verdict="maybe"), "verdict"),
+        (line(metric="accuracy", value=123), "value: 123 can never be accuracy"),
+        (line(value=-0.002, interval=None), "value: -0.002 can never be latency_p50"),
+        (line(interval=[-0.001, 0.003]), "interval: -0.001 can never be"),
+        (line(metric="acuracy"), "no metric 'acuracy'; did you mean 'accuracy'"),
+        (line(metric="user.a b"), "no metric 'user.a b'"),
+        (line(value=0.004), r"value: 0\.004 of latency_p50 at .* the same measurement gave 0\.002"),
     ],
 )
 def test_a_wrong_line_is_named_and_nothing_is_added(tmp_path, wrong, message):
@@ -73,6 +79,22 @@ def test_a_wrong_line_is_named_and_nothing_is_added(tmp_path, wrong, message):
         load(path, exported() + wrong.rstrip("\n") + "\n")
     assert caught.value.where == "lines.jsonl:4"
     assert not path.exists()
+
+
+def test_another_value_of_what_the_history_has_is_refused(tmp_path):
+    path = tmp_path / "history.sqlite"
+    load(path, exported())
+    with pytest.raises(UsageError, match="same measurement gave"):
+        load(path, line(time="2026-02-01T00:00:00Z") + line(value=0.004))
+    assert store.read(path) == WRITTEN
+    # Of another file, commit or time it is another measurement.
+    for changes in ({"artifact": "b" * 64}, {"commit": "1" * 40}, {"time": "2026-02-01T00:00:00Z"}):
+        assert load(path, line(value=0.004, **changes)) == (1, 1)
+
+
+def test_a_difference_may_be_negative_and_its_interval_wide(tmp_path):
+    drop = line(metric="accuracy_drop", value=-0.01, interval=[-1.1, 1.1])
+    assert load(tmp_path / "history.sqlite", drop) == (1, 1)
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):

@@ -141,7 +141,16 @@ def test_a_row_that_edgekd_never_wrote_is_refused(path, change):
 
 
 def test_the_default_folder_is_ignored_by_git_and_another_is_left_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     store.append(tmp_path / "a" / store.DEFAULT, [entry()])
     assert (tmp_path / "a/.edgekd/.gitignore").read_text() == "*\n"
     store.append(tmp_path / "b/history.sqlite", [entry()])
     assert [p.name for p in (tmp_path / "b").iterdir()] == ["history.sqlite"]
+
+
+@pytest.mark.parametrize("place", ["typo/history.sqlite", "typo/.edgekd/history.sqlite"])
+def test_no_other_folder_is_made(tmp_path, place):
+    with pytest.raises(UsageError, match="there is no folder"):
+        store.append(tmp_path / place, [entry()])
+    assert list(tmp_path.iterdir()) == []

@@ -37,10 +37,16 @@ def test_the_parameter_count_is_the_published_one(name, millions):
     assert round(size(module) / 1e6, 3) == pytest.approx(millions, abs=0.0011)
 
 
+def test_efficientnet_at_full_width_has_the_parameters_of_b0():
+    with torch.device("meta"):
+        module = NETWORKS.get("efficientnet").build((3, 224, 224), 1000, width=1.0)
+    assert size(module) == 5_288_548
+
+
 def test_every_network_takes_small_grey_images_and_trains(tmp_path):
     for name in NETWORKS.names():
-        if name.startswith(("vgg1", "resnet110", "resnet32x4")):
-            continue  # like their small siblings, but slow
+        if name.startswith(("vgg1", "resnet110", "resnet32x4")) or name == "bert":
+            continue  # like their small siblings, but slow; and one that takes no images
         module = make(name, (1, 8, 8), 7, tmp_path).train()
         check(module, role="student", input_shape=(1, 8, 8), classes=7)
         assert module.training
@@ -52,7 +58,8 @@ def test_every_network_takes_small_grey_images_and_trains(tmp_path):
 
 
 def test_other_image_sizes_work(tmp_path):
-    for name in ("resnet8", "wrn16-1", "mobilenetv2", "shufflenetv2", "dscnn"):
+    for name in ("resnet8", "wrn16-1", "mobilenetv2", "shufflenetv2", "dscnn", "efficientnet",
+                 "convnext"):  # fmt: skip
         check(
             make(name, (3, 29, 45), 5, tmp_path), role="teacher", input_shape=(3, 29, 45), classes=5
         )
@@ -68,6 +75,33 @@ def test_an_mlp_takes_flat_inputs(tmp_path):
     assert mlp.eval()(torch.zeros(2, 20)).shape == (2, 3)
 
 
+def test_networks_over_time_take_signals_of_one_and_of_several_channels(tmp_path):
+    for name in ("conv1d", "lstm", "gru"):
+        for shape in ((40,), (3, 40)):
+            check(make(name, shape, 4, tmp_path), role="teacher", input_shape=shape, classes=4)
+
+
+def test_a_recurrent_network_reads_an_image_row_by_row(tmp_path):
+    module = make("lstm", (2, 5, 3), 4, tmp_path).eval()
+    x = torch.randn(1, 2, 5, 3, generator=torch.Generator().manual_seed(0))
+    state = None
+    for row in range(5):
+        _, state = module.recurrent(x[:, :, row].reshape(1, 1, 6), state)
+    assert torch.allclose(module(x), module.fc(state[0][-1]), atol=1e-6)
+
+
+def test_what_the_mask_of_bert_hides_changes_nothing(tmp_path):
+    module = make("bert", (12,), 3, tmp_path).eval()
+    ids = torch.randint(1, 1000, (4, 12), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(12) < 7).expand(4, -1).long()
+    other = torch.where(mask == 1, ids, ids.flip(0))
+    assert torch.allclose(module(ids, mask), module(other, mask), atol=1e-6)
+    assert not torch.allclose(module(ids), module(other), atol=1e-3)
+    padded = torch.where(mask == 1, ids, 0)
+    assert torch.allclose(module(padded), module(ids, mask), atol=1e-6)
+    check(module, role="teacher", input_shape=(12,), classes=3)
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "args", "message"),
     [
@@ -75,6 +109,9 @@ def test_an_mlp_takes_flat_inputs(tmp_path):
         ("resnet20", (1, 7, 20), {}, "8×8 pixels or more"),
         ("vit", (1, 9, 8), {}, "patch 4 does not divide"),
         ("vit", (1, 8, 8), {"heads": 3}, "heads 3 does not divide dim 64"),
+        ("bert", (1, 8, 8), {}, "takes token ids"),
+        ("convnext", (1, 8, 8), {"patch": 4}, "need larger images"),
+        ("convnext", (1, 8, 8), {"dims": [8]}, "should be as long"),
         ("resnet21", (1, 8, 8), {}, "did you mean 'resnet"),
         ("mlp", (4,), {"hiden": [3]}, "it takes: hidden, dropout, input_dropout, norm"),
         ("mlp", (4,), {"hidden": "wide"}, "cannot be built with these args"),

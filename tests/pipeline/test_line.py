@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,9 @@ import edgekd
 from edgekd import api
 from edgekd.artifacts import sha256_file
 from edgekd.errors import Interrupted, StageError, UsageError
+from edgekd.gate import baseline as gate_baseline
+from edgekd.gate.baseline import Pair, _check_comparable
+from edgekd.gate.counterparts import Counterpart
 from edgekd.pipeline.line import run_line
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import NAMES
@@ -293,6 +297,49 @@ def test_a_tolerance_that_no_file_meets_fails_the_run(run):
     assert caught.value.exit_code == 3
 
 
+def test_the_precision_of_a_target_is_verified_too(run, tmp_path):
+    (tmp_path / "runs" / "targets").mkdir()
+    (tmp_path / "runs" / "targets" / "half.yaml").write_text(
+        "{name: half, class: cpu, transport: local, runtimes: [openvino], threads: 1, precision: bf16}"
+    )
+    config, _ = api.resolve(merged(TINY, {"profile": {"targets": ["local", "half"]}}))
+    result, done = run_line(
+        config,
+        base=tmp_path / "runs",
+        out=run.path,
+        until="verify",
+        progress=Silent(),
+        command="test",
+    )
+    assert done == ["verify"]
+    lower = [edge for edge in result.verify.edges if edge.precision != "f32"]
+    # bf16 on both models' IR, or a note where this CPU has none.
+    assert [edge.path for edge in lower] == ["export/teacher.xml", "export/student.xml"] or any(
+        "bf16" in note for note in result.verify.notes
+    )
+
+
+def test_layers_are_compared_where_verify_fails_too(run):
+    import onnx
+    from onnx import numpy_helper
+
+    from edgekd.pipeline.line import config_of
+    from edgekd.verify.stage import layers
+
+    good = layers(run, *config_of(run))
+    assert [(found.path, found.first) for found in good] == [
+        (file.path, None) for file in run.files
+    ]
+    path = run.path / "export/student.onnx"
+    model = onnx.load(path)
+    last = next(w for w in model.graph.initializer if len(w.dims) == 2 and w.dims[0] == 10)
+    last.CopyFrom(numpy_helper.from_array(1.5 * numpy_helper.to_array(last), last.name))
+    onnx.save(model, path)
+    broken = {found.path: found for found in layers(run, *config_of(run))}["export/student.onnx"]
+    assert broken.first is not None
+    assert broken.layers[broken.first].weights == last.name
+
+
 def test_a_broken_budget_is_exit_code_1_and_still_a_report(run):
     result, done = line(run.path, gate={"budgets": [{"metric": "size", "max": "1 B"}]})
     assert done == ["gate", "report"]
@@ -379,10 +426,13 @@ def test_a_student_much_slower_and_larger_than_the_baselines_is_caught(run, slow
     assert slower.exit_code == 1
 
 
-def test_the_very_same_run_is_no_regression_and_is_not_measured_again(run, finished):
-    gate = {"baseline": str(finished.path), "budgets": [
+def test_the_very_same_run_is_no_regression_and_is_not_measured_again(run, finished, monkeypatch):
+    monkeypatch.setattr(gate_baseline, "launches", None)
+    gate = {"baseline": str(finished.path), "rerun_baseline": False, "budgets": [
         {"metric": "accuracy_vs_baseline", "max": "0 points"},
         {"metric": "size_vs_baseline", "max": "1 x"},
+        {"metric": "latency_vs_baseline", "max": "9 x"},
+        {"metric": "memory_vs_baseline", "max": "9 x"},
     ]}  # fmt: skip
     assert line(run.path, gate=gate)[1] == ["gate", "report"]
     assert run.exit_code == 0
@@ -407,6 +457,12 @@ def test_records_that_cannot_be_compared_are_refused_unless_allowed(run, finishe
     assert run.exit_code == 0
     assert all("not run again" in check.text for check in run.gate.checks)
     # Without its models there is nothing to run again; its records still are.
+    model = other / "export/student.onnx"
+    whole = model.read_bytes()
+    model.write_bytes(whole[:-1] + b"x")
+    with pytest.raises(UsageError, match=r"student\.onnx: is not the file that the run made"):
+        line(run.path, gate=gate | {"allow": ["machine"]})
+    model.write_bytes(whole)
     for path in other.glob("export/student.*"):
         path.unlink()
     line(run.path, gate=gate | {"rerun_baseline": None, "allow": ["machine"]}, force="gate")
@@ -416,6 +472,58 @@ def test_records_that_cannot_be_compared_are_refused_unless_allowed(run, finishe
     line(other, "verify", data={"seed": 5})
     with pytest.raises(UsageError, match="tested on other samples"):
         line(run.path, gate=gate | {"allow": ["machine"]})
+
+
+@pytest.mark.parametrize("spoilt", ["empty", "cut short", "missing", "no archive"])
+def test_logits_of_a_baseline_that_cannot_be_read_are_a_clear_error(run, tmp_path, spoilt):
+    other = tmp_path / "other" / "run"
+    shutil.copytree(run.path, other)
+    path = other / "verify/logits.npz"
+    whole = path.read_bytes()
+    if spoilt == "missing":
+        path.unlink()
+    elif spoilt == "no archive":
+        with path.open("wb") as file:
+            np.save(file, np.zeros(3))
+    else:
+        path.write_bytes(b"" if spoilt == "empty" else whole[: len(whole) // 2])
+    gate = {"baseline": str(other), "rerun_baseline": False}
+    with pytest.raises(UsageError, match=r"other/run/verify/logits\.npz: "):
+        line(run.path, gate=gate)
+
+
+def test_a_baseline_that_was_edited_is_compared_anew(run, tmp_path):
+    other = tmp_path / "other" / "run"
+    shutil.copytree(run.path, other)
+    gate = {"baseline": str(other), "rerun_baseline": False, "on_inconclusive": "warn", "budgets": [
+        {"metric": "latency_vs_baseline", "max": "9 x"},
+        {"metric": "memory_vs_baseline", "max": "9 x"},
+    ]}  # fmt: skip
+    line(run.path, gate=gate)
+    assert line(run.path, gate=gate)[1] == []
+    path = other / "profile/profile.json"
+    profile = json.loads(path.read_text())
+    for m in profile["measurements"]:
+        m["size"] //= 10
+    path.write_text(json.dumps(profile))
+    assert "gate" in line(run.path, gate=gate)[1]
+    assert run.exit_code == 1
+    for m in profile["measurements"]:
+        m["latency"]["batch_size"] = 7
+    path.write_text(json.dumps(profile))
+    with pytest.raises(UsageError, match=r"batch_size was 7, now 1"):
+        line(run.path, gate=gate)
+
+
+def test_machines_that_neither_run_knows_are_not_taken_for_the_same():
+    records = SimpleNamespace(target="local", precision="f32", threads=1, runtime_version="1",
+                              latency=SimpleNamespace(batch_size=1))  # fmt: skip
+    candidate = SimpleNamespace(profile=SimpleNamespace(environment={"local": {}}))
+    pair = Pair(records, Counterpart([], 1, records, {}))
+    baseline = SimpleNamespace(where="gate.baseline x")
+    with pytest.raises(UsageError, match=r"neither run knows the machine(.|\n)*\[machine\]"):
+        _check_comparable(candidate, baseline, [pair], [])
+    _check_comparable(candidate, baseline, [pair], ["machine"])
 
 
 def test_a_model_file_is_a_baseline_tested_and_measured_here(run, slower, tmp_path):
@@ -491,6 +599,21 @@ def broken(logits, labels):
 
 def text(logits, labels):
     return "good"
+
+def leaves(logits, labels):
+    raise SystemExit(0)
+
+def shouts(logits, labels):
+    raise ValueError("a\\n::error::pwned")
+
+def undefined(logits, labels):
+    return {"fine": 1.0, "x": float("nan")}
+
+def strange(logits, labels):
+    return {"a\\n::error::b": 1.0}
+
+def none(logits, labels):
+    return {}
 """
 
 
@@ -521,6 +644,11 @@ def test_a_metric_of_the_users_has_an_interval_and_a_drop(run, tmp_path):
         ("broken", "user.x", "IndexError"),
         ("text", "user.x", "gave a str"),
         ("nothing", "user.x", "has no 'nothing'"),
+        ("leaves", "user.x", "leaves failed on logits .*SystemExit: 0"),
+        ("shouts", "user.x", "ValueError: a ::error::pwned"),
+        ("undefined", "user.x", r"mine\.py:undefined gives user\.x = nan"),
+        ("strange", "user.x", "the name 'a.+b' should be letters"),
+        ("none", "user.x", "gate.metrics gives: nothing$"),
     ],
 )
 def test_a_metric_that_is_not_there_or_fails_is_one_clear_error(
@@ -528,8 +656,30 @@ def test_a_metric_that_is_not_there_or_fails_is_one_clear_error(
 ):
     (tmp_path / "mine.py").write_text(METRICS)
     gate = {"metrics": f"{tmp_path}/mine.py:{function}", "budgets": [{"metric": metric, "min": 0}]}
-    with pytest.raises(UsageError, match=message):
+    with pytest.raises(UsageError, match=message) as caught:
         line(run.path, gate=gate)
+    assert "\n::" not in str(caught.value)
+
+
+def test_a_value_that_is_undefined_and_that_no_budget_is_on_is_left_out(run, tmp_path):
+    (tmp_path / "mine.py").write_text(METRICS)
+    gate = {"metrics": f"{tmp_path}/mine.py:undefined",
+            "budgets": [{"metric": "user.fine", "min": 1}]}  # fmt: skip
+    line(run.path, gate=gate)
+    assert run.exit_code == 0
+
+
+def test_a_model_that_ends_the_program_while_it_trains_is_an_error(run, tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import sys, torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self, hidden): super().__init__(); self.f = torch.nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        if self.training: sys.exit(0)\n"
+        "        return self.f(x.flatten(1))\n"
+    )
+    with pytest.raises(StageError, match="stage distill called ended the program"):
+        line(run.path, student={"model": f"{tmp_path}/net.py:Net"}, distill={"doctor": False})
 
 
 def test_recall_has_a_floor_under_every_class_and_under_one(run):

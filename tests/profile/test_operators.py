@@ -65,14 +65,15 @@ def test_products_belong_to_the_layer_that_has_their_weights(zoo, runtime):
 @pytest.mark.parametrize("runtime", FILES)
 def test_int8_files_are_mapped_too(zoo, runtime, tmp_path):
     pytest.importorskip("nncf")
-    from edgekd.quantize.backend import quantize
+    from edgekd.quantize.backend import Types, quantize, write
     from edgekd.quantize.recipes import RECIPES
 
     model = zoo("vit")
     recipe = RECIPES.find("default", tmp_path)
     samples = list(np.random.default_rng(0).standard_normal((8, 1, *SHAPE), np.float32))
-    source = getattr(model, FILES[runtime])
-    path, *_ = quantize(FILES[runtime], source, tmp_path / source.name, recipe, samples)
+    quantized = quantize(model.onnx, recipe, samples, Types(False, False))
+    path = tmp_path / getattr(model, FILES[runtime]).name
+    assert path in write(quantized, FILES[runtime], path)
     said = RUNTIMES[runtime].session.operators(str(path), 1, "f32", samples[0], 0.1)
     graph = read_graph(path if runtime == "onnxruntime" else model.onnx)
     operators = attribute(tuple(map(Executed.model_validate, said["operators"])), graph)

@@ -353,7 +353,7 @@ def test_a_predicted_latency_is_labelled_and_never_measured_again(exported, here
     assert straddled.verdict == "inconclusive"
     assert straddled.checks[0].provenance == "predicted"
     assert "predicted, not measured" in straddled.checks[0].text
-    assert _open(straddled, {check.target for check in straddled.checks}) == []
+    assert _open(straddled, {check.target for check in straddled.checks}) == {}
     assert verdict(latency.interval[1] * 2).verdict == "pass"
     assert verdict(latency.interval[0] / 2).verdict == "fail"
     with pytest.raises(UsageError, match="latency_p99"):

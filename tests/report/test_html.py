@@ -200,3 +200,37 @@ def test_samples_that_are_no_archive_are_one_clear_error(builder):
     (run.path / "profile/samples.npz").write_bytes(b"not an archive")
     with pytest.raises(UsageError, match=r"samples\.npz: not an archive"):
         render(run)
+
+
+def test_every_step_is_a_row_with_its_worst_inputs():
+    from edgekd.report.checks import edge_text
+    from edgekd.report.edges import edge_batches, edge_rows
+    from edgekd.results import Edge, InputCase, VerifyReport
+
+    def case(inputs, error, tolerance=1e-4, passed=True, note=""):
+        return InputCase(
+            inputs=inputs, samples=40, max_abs_error=error, max_error=error, snr=90.4, cosine=1.0,
+            agreement=0.975, agreement_interval=(0.871, 0.996), tolerance=tolerance, passed=passed,
+            note=note,
+        )  # fmt: skip
+
+    cases = (
+        case("batch 256", 2e-6),
+        case("batch 3", 3e-3, passed=False),
+        case("large constant", 0.7, tolerance=None),
+        case("zeros", None, note="the logits of PyTorch are not finite"),
+    )
+    edge = Edge(
+        role="student", variant="f32", path="export/student.xml", runtime="openvino", precision="f32",
+        source="export/student.onnx", cases=cases,
+    )  # fmt: skip
+    report = VerifyReport(reference={}, files=(), edges=(edge,))
+    (row,) = edge_rows(report)
+    assert (row.real, row.real_where) == ("3.00e-03", "batch 3, limit 0.0001")
+    assert (row.extreme, row.extreme_where) == ("7.00e-01", "large constant, not judged")
+    assert (row.snr, row.agreement, row.verdict) == ("90 dB", "97.5 % [87.1, 99.6]", "fail")
+    assert edge_batches(report) == "256 and 3"
+    assert edge_text(edge) == (
+        "FAIL  export/student.onnx → export/student.xml in openvino, f32: largest error 3.0e-03 "
+        "(limit 0.0001) at batch 3; 3 kinds of inputs"
+    )

@@ -5,7 +5,7 @@ arXiv 1802.04977.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 from pydantic import Field
 
@@ -65,7 +65,8 @@ class FT(FeatureMethod):
         import torch
 
         losses = []
-        for part, (_, f_t) in zip(parts, self.pairs(student, teacher), strict=True):
+        for module, (_, f_t) in zip(parts, self.pairs(student, teacher), strict=True):
+            part = cast("nn.ModuleDict", module)
             losses.append((part["decoder"](part["encoder"](f_t)) - f_t).square().mean())
         return torch.stack(losses).sum()
 
@@ -78,7 +79,8 @@ class FT(FeatureMethod):
         from edgekd.distill.regressors import matched
 
         losses = []
-        for part, (f_s, f_t) in zip(parts, self.pairs(student, teacher), strict=True):
+        for module, (f_s, f_t) in zip(parts, self.pairs(student, teacher), strict=True):
+            part = cast("nn.ModuleDict", module)
             with torch.no_grad():
                 factor = part["encoder"].eval()(f_t)
             s, t = matched(part["translator"](f_s), factor)

@@ -33,9 +33,9 @@ class SpecialistsScheme(Scheme):
         description="Ask the specialists of so many most probable classes of the generalist.",
     )
     epochs: int = Field(10, ge=1, le=100_000, description="Of each; else as `teacher.train`.")
-    rate: float = Field(0.1, gt=0, le=10, description="Learning rate, as a share of the teacher's.")
+    rate: float = Field(1.0, gt=0, le=10, description="Learning rate, as a share of the teacher's.")
     soft: float = Field(
-        0.5,
+        0.0,
         ge=0,
         le=1,
         description="Share of the generalist's soft targets (T = 4) against overfitting.",
@@ -127,7 +127,7 @@ class SpecialistsScheme(Scheme):
         return Expert(known.teacher, classes, oversampled), [known.identity, list(classes)]
 
     def training(self, teacher: Training) -> Training:
-        """Few epochs at a small rate; the last is kept, as the validation split is not enriched."""
+        """Few epochs; the last is kept, as the validation split is not enriched."""
         return teacher.model_copy(
             update={
                 "epochs": self.epochs,

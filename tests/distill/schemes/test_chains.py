@@ -155,6 +155,7 @@ def test_the_student_of_a_scheme_is_a_plain_network_without_its_teachers(lab):
     assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "scheme", [{"born_again": {"generations": 2}}, {"assistant": {"chain": ["zoo:mlp"]}}]
 )

@@ -138,7 +138,9 @@ def test_half_of_what_a_specialist_learns_from_are_its_classes(lab):
 
 
 def test_a_specialist_starts_as_the_generalist_and_learns_its_classes(lab):
-    run = lab(distill={"scheme": {"specialists": {"count": 2, "classes": 3, "epochs": 8}}})
+    run = lab(
+        distill={"scheme": {"specialists": {"count": 2, "classes": 3, "epochs": 8, "soft": 0.5}}}
+    )
     run.distill()
     report = {m.name: m for m in run.report.models}
     assert list(report) == [
@@ -183,6 +185,7 @@ def test_the_student_learns_from_what_they_say_together(lab, tmp_path):
     assert run.report.models[-2].test.correct == right
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_goes_on_to_the_same_student(lab):
     whole = lab("whole", distill={"scheme": SPECIALISTS}).distill()
     for steps in (2, 9, 14):

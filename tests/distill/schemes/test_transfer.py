@@ -1,5 +1,7 @@
 """Students of transfer sets: only what is in the set teaches, and teachers still learn from everything."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,7 @@ def test_unlabelled_samples_teach_through_the_teacher(lab, tmp_path):
     plain = lab("plain", distill={"epochs": 2}).distill()
     assert not same(run.network(), plain.network())
     samples = {
-        int(__import__("json").loads(path.read_text())["samples"])
+        json.loads(path.read_text())["samples"]
         for path in (tmp_path / "runs/.knowledge").glob("*/store.json")
     }
     assert samples == {1797, 2 * 1797}

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 if TYPE_CHECKING:
     import numpy as np
 
+    # Of a model's only input, or by name where there are several.
+    Inputs = np.ndarray | dict[str, np.ndarray]
+
 
 class Session(Protocol):
     """One loaded model, ready to infer. `precision` is what the runtime says that it executes.
@@ -25,7 +28,7 @@ class Session(Protocol):
     def __init__(self, path: str, threads: int, precision: str) -> None:
         """Load the file. Raises ValueError when the runtime cannot execute that precision."""
 
-    def set_inputs(self, x: np.ndarray) -> None:
+    def set_inputs(self, x: Inputs) -> None:
         """Bind float32 inputs (n, …) for the `infer` calls to come."""
 
     def infer(self) -> int | None:
@@ -34,7 +37,7 @@ class Session(Protocol):
         Its nanoseconds where the runtime tells them itself, without what Python adds; else None.
         """
 
-    def run(self, x: np.ndarray) -> list[np.ndarray]:
+    def run(self, x: Inputs) -> list[np.ndarray]:
         """The outputs for `x`, in the model's order."""
 
     @staticmethod
@@ -69,22 +72,23 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class Runtime:
-    """A registered runtime and the formats that it opens."""
+    """A registered runtime and the formats that it is meant for; it opens those of `also` too."""
 
     name: str
     formats: tuple[str, ...]
     session: type[Session]
+    also: tuple[str, ...] = ()
 
 
 RUNTIMES: dict[str, Runtime] = {}
 S = TypeVar("S", bound=type[Session])
 
 
-def runtime(name: str, *, formats: tuple[str, ...]) -> Callable[[S], S]:
+def runtime(name: str, *, formats: tuple[str, ...], also: tuple[str, ...] = ()) -> Callable[[S], S]:
     """Class decorator: register a Session as runtime `name` for files of these formats."""
 
     def decorate(session: S) -> S:
-        RUNTIMES[name] = Runtime(name, formats, session)
+        RUNTIMES[name] = Runtime(name, formats, session, also)
         return session
 
     return decorate

@@ -17,6 +17,8 @@ from . import runtime
 if TYPE_CHECKING:
     import numpy as np
 
+    from . import Inputs
+
 # An ONNX model (opset 13) of one Identity node on a float of shape (1,).
 ONE_NODE = base64.b64decode(
     "CAg6NwoQCgF4EgF5IghJZGVudGl0eRIBZ1oPCgF4EgoKCAgBEgQKAggBYg8KAXkSCgoICAESBAoCCAFCBAoAEA0="
@@ -38,8 +40,8 @@ _PRODUCTS = {
 _MOST_EVENTS = 20_000
 _PRECISIONS = {
     "tensor(float)": "f32", "tensor(float16)": "f16", "tensor(bfloat16)": "bf16",
-    # Raw values, which the file itself converts.
-    "tensor(uint8)": "f32",
+    # Raw values, which the file itself converts, and token ids.
+    "tensor(uint8)": "f32", "tensor(int64)": "f32",
 }  # fmt: skip
 
 
@@ -63,12 +65,13 @@ class OnnxRuntime:
         self._binding: Any = None
         self._call: Any = None
 
-    def set_inputs(self, x: np.ndarray) -> None:
+    def set_inputs(self, x: Inputs) -> None:
         """Copy the inputs to ONNX Runtime and keep the outputs' memory for all calls."""
         import onnxruntime
 
         self._binding = self._session.io_binding()
-        self._binding.bind_ortvalue_input(self._inputs[0], self._value.ortvalue_from_numpy(x))
+        for name, values in self._named(x).items():
+            self._binding.bind_ortvalue_input(name, self._value.ortvalue_from_numpy(values))
         for name in self._outputs:
             self._binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(self._binding)
@@ -86,10 +89,13 @@ class OnnxRuntime:
         """Run the binding."""
         self._call()
 
-    def run(self, x: np.ndarray) -> list[np.ndarray]:
+    def run(self, x: Inputs) -> list[np.ndarray]:
         """The outputs as new arrays."""
-        outputs: list[np.ndarray] = self._session.run(self._outputs, {self._inputs[0]: x})
+        outputs: list[np.ndarray] = self._session.run(self._outputs, self._named(x))
         return outputs
+
+    def _named(self, x: Inputs) -> dict[str, np.ndarray]:
+        return x if isinstance(x, dict) else {self._inputs[0]: x}
 
     @staticmethod
     def operators(

@@ -12,6 +12,8 @@ from . import runtime
 if TYPE_CHECKING:
     import numpy as np
 
+    from . import Inputs
+
 _PRECISIONS = {
     "float32": "f32",
     "f32": "f32",
@@ -22,7 +24,7 @@ _PRECISIONS = {
 }
 
 
-@runtime("openvino", formats=("openvino",))
+@runtime("openvino", formats=("openvino",), also=("onnx",))
 class OpenVino:
     """CPU plug-in, latency mode. Unless told otherwise it runs f32 files in bf16 or f16 where it can."""
 
@@ -38,9 +40,13 @@ class OpenVino:
             raise ValueError(f"openvino executes this file in {self.precision}, not in {precision}")
         self._request = self._compiled.create_infer_request()
 
-    def set_inputs(self, x: np.ndarray) -> None:
+    def set_inputs(self, x: Inputs) -> None:
         """Hand over a private copy of the inputs, shared with OpenVINO without another one."""
-        self._request.set_input_tensor(_private(x))
+        if isinstance(x, dict):
+            for name, values in x.items():
+                self._request.set_tensor(name, _private(values))
+        else:
+            self._request.set_input_tensor(_private(x))
 
     def infer(self) -> int:
         """Infer what is set; outputs stay OpenVINO's, without a copy.
@@ -51,9 +57,10 @@ class OpenVino:
         self._request.infer(share_outputs=True)
         return int(self._request.latency * 1e6)
 
-    def run(self, x: np.ndarray) -> list[np.ndarray]:
+    def run(self, x: Inputs) -> list[np.ndarray]:
         """The outputs as new arrays."""
-        outputs = self._compiled.create_infer_request().infer({0: x})
+        feed = x if isinstance(x, dict) else {0: x}
+        outputs = self._compiled.create_infer_request().infer(feed)
         return [outputs[port] for port in self._compiled.outputs]
 
     @staticmethod
