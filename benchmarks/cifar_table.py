@@ -17,7 +17,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -35,7 +35,8 @@ from edgekd.distill.knowledge_store import StoredKnowledge
 from edgekd.distill.method import METHODS, Knowledge, MethodList
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Tapped
-from edgekd.distill.trainer import predict, train
+from edgekd.distill.trainer import TeacherKnowledge, predict, train
+from edgekd.distill.workshop import population
 from edgekd.models.resolve import build
 from edgekd.pipeline.environment import environment
 from edgekd.progress import Lines
@@ -155,7 +156,7 @@ class Bench:
         student = self.network(pair.student, 1000 + seed)
         if objective.needs_teacher:
             example = self.data.tensor(self.data.train[:4])
-            objective.prepare(student, teacher, example, seed)
+            objective.prepare(student, teacher, example, seed, population(self.data))
         started = time.monotonic()
         folder = self.options.work / "-".join(str(v) for v in key.values()).replace(" → ", "-")
         history = train(
@@ -184,7 +185,7 @@ class Bench:
         network.load_state_dict(load_file(path))
         return network.eval()
 
-    def ask(self, pair: Pair, teacher: nn.Module, objective: Objective) -> StoredKnowledge:
+    def ask(self, pair: Pair, teacher: nn.Module, objective: Objective) -> TeacherKnowledge:
         """From the store that all methods and seeds of the pair share."""
         tapped = Tapped(teacher, objective.teacher_taps).__enter__()
 
@@ -196,7 +197,7 @@ class Bench:
 
         example = self.views.batch(self.data.train[:64], 0)
         precision = teacher_precision("auto", lambda p: answer(example, p).logits)
-        return StoredKnowledge(
+        stored = StoredKnowledge(
             lambda inputs, indices, view: answer(inputs, precision),
             self.options.work / "knowledge",
             {"teacher": pair.teacher, "precision": precision, **self.about},
@@ -206,6 +207,8 @@ class Bench:
             rows=self.data.train,
             example=answer(example, precision),
         )
+        # With the samples' numbers, which contrastive methods look at.
+        return lambda inputs, indices, view: replace(stored(inputs, indices, view), indices=indices)
 
     def network(self, name: str, seed: int) -> nn.Module:
         shape, classes = self.data.input.shape, len(self.data.classes)
