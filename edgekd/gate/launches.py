@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from edgekd.profile.statistics import block_medians
 from edgekd.profile.targets import Target
 from edgekd.profile.transport import TRANSPORTS
 from edgekd.results import Interval
@@ -130,11 +131,6 @@ def mean_ratio(log_ratios: list[float]) -> tuple[float, Interval]:
     mean = float(np.mean(log_ratios))
     half = t * float(np.std(log_ratios, ddof=1)) / math.sqrt(len(log_ratios))
     return math.exp(mean), (math.exp(mean - half), math.exp(mean + half))
-
-
-def block_medians(seconds: np.ndarray, rounds: np.ndarray) -> dict[int, float]:
-    """The median of the calls (n,) of each round (n,), by its number."""
-    return {int(r): float(np.median(seconds[rounds == r])) for r in np.unique(rounds)}
 
 
 def paired(candidate: Mapping[int, float], baseline: Mapping[int, float]) -> float:

@@ -90,6 +90,11 @@ def summarise(
     )
 
 
+def block_medians(seconds: np.ndarray, rounds: np.ndarray) -> dict[int, float]:
+    """The median of the calls (n,) of each round (n,), by its number."""
+    return {int(r): float(np.median(seconds[rounds == r])) for r in np.unique(rounds)}
+
+
 def speedup(teacher: Samples, student: Samples, seed: int = 0) -> tuple[float, Interval]:
     """Teacher's median / student's median with its 95 % interval.
 

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from edgekd.gate.launches import block_medians, paired
+from edgekd.gate.launches import paired
+from edgekd.profile.statistics import block_medians
 
 
 def test_blocks_are_told_apart_by_their_round():

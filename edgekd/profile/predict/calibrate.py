@@ -19,6 +19,7 @@ from edgekd.profile.parcel import runner_name
 from edgekd.profile.predict.records import Calibration, Observation, TimedStep
 from edgekd.profile.predict.steps import executed_steps
 from edgekd.profile.predict.suite import SIZE, suite_network
+from edgekd.profile.statistics import block_medians
 from edgekd.profile.targets import Target
 from edgekd.profile.transport import TRANSPORTS
 from edgekd.progress import Progress
@@ -204,7 +205,7 @@ def quiet_seconds(
     the difference is waiting for others. Of the blocks the first decile. They were disturbed where
     their median is more than 4 % above it.
     """
-    blocks = np.array([np.median(seconds[rounds == r]) for r in np.unique(rounds)])
+    blocks = np.array(list(block_medians(seconds, rounds).values()))
     if cpu is not None and len(cpu) == len(blocks):
         blocks = np.minimum(blocks, cpu)
     quiet = float(np.quantile(blocks, 0.1))
