@@ -82,7 +82,8 @@ def test_the_larger_model_needs_more_memory(exported, tmp_path):
 
 
 def test_time_that_is_up_is_inconclusive_not_a_result(exported, tmp_path):
-    result, _ = run(plan(exported, tmp_path, student(exported), interval=1e-9), tmp_path)
+    # A clock of 10 ns can make all medians equal: not even that is narrower than 0.
+    result, _ = run(plan(exported, tmp_path, student(exported), interval=0.0), tmp_path)
     assert result["models"]["student"]["latency"]["conclusive"] is False
 
 
