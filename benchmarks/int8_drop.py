@@ -44,9 +44,9 @@ SETUPS = {
         "qat": {"epochs": 1},
     },
     "cifar100": {
-        "data": {"source": f"npz:{WORK}/cifar100.npz", "limit": 10_000},
-        "teacher": {"model": "zoo:resnet14", "epochs": 4},
-        "student": {"model": "zoo:resnet8", "epochs": 4},
+        "data": {"source": f"npz:{WORK}/cifar100.npz", "limit": 25_000},
+        "teacher": {"model": "zoo:resnet14", "epochs": 5},
+        "student": {"model": "zoo:resnet8", "epochs": 5},
         "qat": {"epochs": 2},
     },
 }

@@ -197,6 +197,8 @@ class Run:
                 ) from None
             yield
         finally:
+            # A thread's child between fork and exec would hold what is only closed here.
+            fcntl.flock(lock, fcntl.LOCK_UN)
             os.close(lock)
 
     def partial(self, stage: str, key: str) -> Path:

@@ -35,10 +35,13 @@ TINY = {
     },
     "student": {"model": "zoo:mlp", "args": {"hidden": [16]}},
     "distill": {"epochs": 4, "threads": 1, "learning_rate": 0.05},
-    "profile": {"min_seconds": 0.05, "max_seconds": 2, "interval": 0.5, "launches": 2},
+    "export": {"producer": "onnx"},
+    "profile": {
+        "min_seconds": 0.05, "max_seconds": 2, "interval": 0.5, "launches": 1, "operators": False,
+    },
     "gate": {"budgets": [{"metric": "accuracy", "min": "30 %"}]},
     "history": None,
-}
+}  # fmt: skip
 
 
 def merged(base, changes):
@@ -279,6 +282,20 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(finished, tmp_pa
 def test_two_commands_never_write_the_same_run(run):
     with run.locked(), pytest.raises(UsageError, match="another edgekd"):
         line(run.path)
+
+
+def test_a_child_that_inherited_the_lock_does_not_keep_it(run):
+    with run.locked():
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+    try:
+        with run.locked():
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_failing_stage_leaves_earlier_artifacts_intact(run):

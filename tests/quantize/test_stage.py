@@ -122,3 +122,22 @@ def test_a_recipe_that_does_not_fit_the_formats_is_a_usage_error(aware, tmp_path
             config, base=base, out=tmp_path / "tiny", until="quantize",
             progress=Silent(), command="test",
         )  # fmt: skip
+
+
+def test_the_faster_backend_of_several_is_taken_as_measured(aware, tmp_path):
+    shutil.copytree(aware[0].path, tmp_path / "tiny")
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration/open.yaml").write_text("{name: open, backend: auto, samples: 32}")
+    config, _ = api.resolve({**TINY, "quantize": {"recipe": "open"}})
+    run, _ = run_line(
+        config, base=tmp_path, out=tmp_path / "tiny", until="quantize", progress=Silent(),
+        command="test",
+    )  # fmt: skip
+    assert [(b.format, b.runtime) for b in run.quantize.backends] == [
+        ("onnx", "onnxruntime"), ("openvino", "openvino"),
+    ]  # fmt: skip
+    for found, file in zip(run.quantize.backends, run.quantize.files, strict=True):
+        assert found.backends.keys() == {"nncf", "onnxruntime"}
+        assert found.backends[found.chosen] == min(found.backends.values()) > 0
+        assert found.float32 > 0
+        assert file.producer.startswith(found.chosen)
