@@ -19,7 +19,8 @@ Role = Literal["teacher", "student"]
 Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
-Variant = Literal["f32", "f16", "int8"]
+Variant = Literal["f32", "f16", "int8", "int4"]
+QUANTIZED: tuple[Variant, ...] = ("int8", "int4")
 # What a latency sample is: one call, or the median or mean of several, where a tool or clock gives no more.
 SampleKind = Literal["call", "median", "mean"]
 
@@ -170,7 +171,7 @@ class ExportedFile(Record):
     opset: int | None = None
     producer: str | None = None
     notes: tuple[str, ...] = ()
-    # INT8 only: its weights were trained further, so that parity is with what that has made.
+    # Quantized only: its weights were trained further, so that parity is with what that has made.
     trained: bool = False
 
     @property

@@ -55,7 +55,7 @@ def _filters(function: F) -> F:
             click.option("--label", help="Also class_recall of this class; * for every class."),
             click.option("--target", help="Only this target."),
             click.option("--runtime", help="Only this runtime."),
-            click.option("--variant", help="Only f32 or int8 files."),
+            click.option("--variant", help="Only f32, int8 or int4 files."),
             click.option("--branch", help="Only what was measured on this branch."),
             click.option(
                 "--since", callback=_since, metavar="DATE", help="2026-11-21, or 30d: 30 days ago."

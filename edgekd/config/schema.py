@@ -494,7 +494,8 @@ class Verify(Section):
         "(f16_tolerance: in float16).",
     )
     int8_tolerance: Positive = Field(
-        0.25, description="The same for INT8 files, whose accuracy is what counts."
+        0.25,
+        description="The same for quantized files (INT8, INT4 weights), whose accuracy is what counts.",
     )
     batches: list[Annotated[int, Field(ge=1, le=4096)]] = Field(
         [1, 3, 7, 64],
@@ -612,9 +613,9 @@ class Budget(Section):
     min: str | float | None = Field(None, description='Such as "3 x", "97 %".')
     runtime: str | None = Field(None, description="Only this runtime; null: every one measured.")
     target: str | None = Field(None, description="Only this target; null: every one measured.")
-    variant: Literal["f32", "f16", "int8"] | None = Field(
+    variant: Literal["f32", "f16", "int8", "int4"] | None = Field(
         None,
-        description="Only these files; null: int8 where the run quantizes, else f32 (parity_error: "
+        description="Only these files; null: the quantized ones where there are any, else f32 (parity_error: "
         "always f32).",
     )
 

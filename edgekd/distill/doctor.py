@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,14 @@ _BALANCED = 10.0
 _LARGEST_RATE = {"sgd": 1.0, "adamw": 0.05}
 
 
+@dataclass(frozen=True)
+class Diagnosis:
+    """Complaints, each in one line; and ‖∂ term / ∂ weights‖ by term when every warm-up is over."""
+
+    complaints: list[str]
+    norms: dict[str, float]
+
+
 def examine(
     student: nn.Module,
     objective: Objective,
@@ -36,29 +45,28 @@ def examine(
     *,
     again: Knowledge | None = None,
     stored: Knowledge | None = None,
-) -> list[str]:
-    """Complaints about a distillation that is about to start, each in one line.
+) -> Diagnosis:
+    """Look at a distillation that is about to start.
 
     `teacher` is its accuracy on the validation split, None where it has no answers there; `inputs`,
     `known` and `labels` are one batch: views, what the teacher says of them, and their classes. `again`
     is what it says when it is asked about the first of them alone, `stored` what the knowledge store
-    says of all of them.
+    says of all of them, None where it says nothing yet.
     """
-    return [
+    phases = [
+        gradient_norms(student, objective, inputs, known, labels, epoch)
+        for epoch in _phases(objective)
+    ]
+    complaints = [
         *(_about_teacher(teacher) if teacher else ()),
         *_about_answers(known, labels),
         *_about_mode(known, again),
         *_about_store(known, stored),
         *_about_student(student, inputs, known, labels),
         *_about_rate(config),
-        *(
-            complaint
-            for epoch in _phases(objective)
-            for complaint in _about_gradients(
-                gradient_norms(student, objective, inputs, known, labels, epoch), objective
-            )
-        ),
+        *(complaint for norms in phases for complaint in _about_gradients(norms, objective)),
     ]
+    return Diagnosis(complaints, phases[-1])
 
 
 def _phases(objective: Objective) -> list[int]:

@@ -315,6 +315,14 @@ class StoredKnowledge:
         values = {place: value for place, value in found.items() if value is not None}
         return Knowledge(values.pop(LOGITS), values)
 
+    def known(self, rows: NDArray[np.int64], view: int) -> Knowledge | None:
+        """What is stored of these samples, without asking the teacher; None unless it is all of it."""
+        found = {place: store.read(rows, view) for place, store in self.stores.items()}
+        values = {place: value for place, value in found.items() if value is not None}
+        if not found or len(values) < len(found):
+            return None
+        return Knowledge(values.pop(LOGITS), values)
+
     def _found(
         self, place: str, rows: NDArray[np.int64], view: int, inputs: Tensor
     ) -> Tensor | None:

@@ -20,7 +20,7 @@ from edgekd.data.transfer import transfer_set
 from edgekd.data.views import Views
 from edgekd.distill import parallel
 from edgekd.distill.compute import autocast, teacher_precision
-from edgekd.distill.doctor import examine, gradient_line, gradient_norms
+from edgekd.distill.doctor import examine, gradient_line
 from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
 from edgekd.distill.method import FeatureMethod, Knowledge
 from edgekd.distill.methods.kd import KD
@@ -175,9 +175,14 @@ class Workshop:
             dataset = self._taught(teacher.teacher, dataset)
         data = self.context.config.data
         views = Views(dataset, data.augment, data.seed)
+        asked: TeacherKnowledge | None = None
         if teacher is not None:
             self._ask_once(teacher.teacher, views)
-            self._prepare(name, module, objective, teacher, views, seed)
+            self._prepare(module, objective, teacher, views, seed)
+            asked = self.ask(teacher, objective, views)
+            if self.config.doctor:
+                stored = asked if isinstance(asked, StoredKnowledge) else None
+                self._examine(module, objective, teacher, views, stored)
         return train(
             module,
             dataset,
@@ -188,7 +193,7 @@ class Workshop:
             checkpoint=self._checkpoint(folder),
             progress=self.context.progress,
             name=name,
-            teacher=None if teacher is None else self.ask(teacher, objective, views),
+            teacher=asked and _numbered(asked),
         )
 
     def _ask_once(self, teacher: Teacher, views: Views) -> None:
@@ -248,7 +253,7 @@ class Workshop:
         config, dataset = self.config.knowledge, views.dataset
         asked = seen(known.teacher, objective.teacher_taps)
         if known.teacher.keeps or not known.teacher.sees_views:
-            return _numbered(asked)
+            return asked
 
         def ask(inputs: Tensor, indices: Tensor, view: int, precision: str) -> Knowledge:
             with autocast(Computing(device=inputs.device.type, precision=precision)):
@@ -279,7 +284,7 @@ class Workshop:
                 f"{format_quantity(stored.size, 'bytes')}, above distill.knowledge.limit "
                 f"{config.limit}"
             )
-        return _numbered(stored)
+        return stored
 
     @staticmethod
     def network_of(known: Known) -> nn.Module:
@@ -295,14 +300,9 @@ class Workshop:
         return role.accuracy_of(answers, dataset, indices)
 
     def _prepare(
-        self,
-        name: str,
-        module: nn.Module,
-        objective: Objective,
-        known: Known,
-        views: Views,
-        seed: int,
+        self, module: nn.Module, objective: Objective, known: Known, views: Views, seed: int
     ) -> None:
+        """Give the methods what they learn with, and say where they look."""
         dataset = views.dataset
         if isinstance(known.teacher, TorchTeacher):
             example = dataset.tensor(np.resize(dataset.train, 4))
@@ -311,12 +311,22 @@ class Workshop:
             if isinstance(method, FeatureMethod):
                 pairs = ", ".join(f"{t} → {s}" for t, s in method.taps or ())
                 self.say(f"{method.name}: {pairs}")
-        if not self.config.doctor:
-            return
+
+    def _examine(
+        self,
+        module: nn.Module,
+        objective: Objective,
+        known: Known,
+        views: Views,
+        stored: StoredKnowledge | None,
+    ) -> None:
+        """What the doctor says of one batch of the first view."""
+        dataset = views.dataset
         answered = known.teacher.known(dataset.train)
         # Those with a label first: a batch of others shows nothing of the hard-label term.
         answered = answered[np.argsort(dataset.labels[answered] < 0, kind="stable")]
-        batch = torch.from_numpy(np.resize(answered, self.config.batch_size))
+        rows = np.resize(answered, self.config.batch_size)
+        batch = torch.from_numpy(rows)
         # Not through the store: it must hold what training batches give, and nothing else.
         inputs = views.batch(batch, 0)
         ask = _numbered(seen(known.teacher, objective.teacher_taps))
@@ -324,15 +334,20 @@ class Workshop:
         half = len(batch) // 2
         again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
         labels = torch.from_numpy(dataset.labels)[batch]
-        accuracy = self.accuracy(known, dataset, dataset.validation)
-        if accuracy is None:
-            return
-        for complaint in examine(
-            module, objective, self.config, accuracy, inputs, answers, labels, again=again
-        ):
+        found = examine(
+            module,
+            objective,
+            self.config,
+            self.accuracy(known, dataset, dataset.validation),
+            inputs,
+            answers,
+            labels,
+            again=again,
+            stored=None if stored is None else stored.known(rows, 0),
+        )
+        for complaint in found.complaints:
             self.say(f"warning: {complaint}")
-        norms = gradient_norms(module, objective, inputs, answers, labels)
-        self.say(gradient_line(norms))
+        self.say(gradient_line(found.norms))
 
     # -- telling ----------------------------------------------------------------------------
 

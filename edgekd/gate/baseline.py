@@ -13,7 +13,7 @@ import numpy as np
 from edgekd.config import units
 from edgekd.config.schema import DIMENSIONS, Budget, Gate, Profile
 from edgekd.errors import StageError, UsageError
-from edgekd.gate.budget import speaks_of
+from edgekd.gate.budget import shipped_variant, speaks_of
 from edgekd.gate.counterparts import Baseline, Counterpart
 from edgekd.gate.figures import Figure, enough, logits_name
 from edgekd.gate.launches import LOOKS, Launch, compare, launches, mean_ratio, throttled
@@ -60,7 +60,7 @@ def figures(
             where=baseline.where,
         )
     by_name = {target.name: target for target in targets}
-    shipped: Variant = "int8" if any(file.variant == "int8" for file in candidate.files) else "f32"
+    shipped = shipped_variant(file.variant for file in candidate.files)
     asked = {id(pair): _budgets_on(pair, gate, shipped) for pair in pairs}
     timed = [pair for pair in pairs if asked[id(pair)]]
     again = [p for p in timed if _run_again(p, by_name[p.candidate.target], gate, baseline)]

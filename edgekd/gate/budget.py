@@ -8,7 +8,7 @@ from edgekd.config import units
 from edgekd.config.schema import Budget, Gate, dimension
 from edgekd.errors import UsageError
 from edgekd.gate.figures import Figure
-from edgekd.results import Check, GateReport, Variant, Verdict
+from edgekd.results import QUANTIZED, Check, GateReport, Variant, Verdict
 
 # Counts over a fixed test split: see `_verdict`.
 _COUNTED = ("accuracy", "accuracy_drop", "agreement", "class_recall")
@@ -22,7 +22,7 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
     Raises UsageError for a budget that no figure answers: it would otherwise pass unseen.
     """
     figures = list(figures)
-    shipped: Variant = "int8" if any(f.variant == "int8" for f in figures) else "f32"
+    shipped = shipped_variant(figure.variant for figure in figures)
     checks: list[Check] = []
     for i, budget in enumerate(gate.all_budgets):
         matching = [figure for figure in figures if speaks_of(budget, figure, shipped)]
@@ -36,6 +36,11 @@ def check_budgets(gate: Gate, figures: Iterable[Figure]) -> GateReport:
     if verdict == "inconclusive" and gate.on_inconclusive != "fail":
         code = 0
     return GateReport(verdict=verdict, exit_code=code, checks=tuple(checks))
+
+
+def shipped_variant(variants: Iterable[Variant]) -> Variant:
+    """Of the student's files the one that budgets without a variant speak of."""
+    return next((variant for variant in variants if variant in QUANTIZED), "f32")
 
 
 def _unanswered(

@@ -25,6 +25,7 @@ from edgekd.pipeline.run import Run
 from edgekd.profile.measure import Entry, list_entries, make_plan
 from edgekd.profile.parcel import pack, runner
 from edgekd.profile.targets import Target
+from edgekd.results import QUANTIZED
 
 _STAGES = ("export", "quantize", "verify")
 _README = """\
@@ -132,10 +133,10 @@ def _contents(
 
 
 def _expected(entry: Entry, config: Config) -> dict[str, Any]:
-    int8 = entry.file.variant == "int8"
+    quantized = entry.file.variant in QUANTIZED
     return {
         "outputs": f"check/{entry.runtime}-{entry.file.name}.npy",
-        "tolerance": config.verify.int8_tolerance if int8 else config.verify.tolerance,
+        "tolerance": config.verify.int8_tolerance if quantized else config.verify.tolerance,
     }
 
 

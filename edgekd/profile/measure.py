@@ -21,6 +21,7 @@ from edgekd.profile.targets import Target
 from edgekd.profile.transport import TRANSPORTS, formats
 from edgekd.progress import Progress
 from edgekd.results import (
+    QUANTIZED,
     ColdStart,
     Comparison,
     Energy,
@@ -104,7 +105,7 @@ def profile(
         said.append((target.name, pairs, result, provenance))
         warnings += [text for m in here for text in _doubts(m)]
         comparisons += _comparisons(here, measured)
-        warnings += _slow_int8(here, measured)
+        warnings += _slow_quantized(here, measured)
     report = ProfileReport(
         measurements=tuple(measurements),
         comparisons=tuple(comparisons),
@@ -362,19 +363,19 @@ def _doubts(m: Measurement) -> list[str]:
     return doubts
 
 
-def _slow_int8(measurements: list[Measurement], samples: dict[str, np.ndarray]) -> list[str]:
-    """INT8 files that are not faster than the same model in float32: small models often are not."""
+def _slow_quantized(measurements: list[Measurement], samples: dict[str, np.ndarray]) -> list[str]:
+    """Quantized files that are not faster than the same model in float32: small models often are not."""
     found = []
-    for int8 in (m for m in measurements if m.variant == "int8"):
+    for small in (m for m in measurements if m.variant in QUANTIZED):
         for f32 in measurements:
-            if (f32.role, f32.variant, f32.runtime) != (int8.role, "f32", int8.runtime):
+            if (f32.role, f32.variant, f32.runtime) != (small.role, "f32", small.runtime):
                 continue
             ratio, (_, high) = speedup(
-                _samples(samples, f32.latency.samples), _samples(samples, int8.latency.samples)
+                _samples(samples, f32.latency.samples), _samples(samples, small.latency.samples)
             )
             if high < 1:
                 found.append(
-                    f"{int8.target}: INT8 does not pay in {int8.runtime}: "
+                    f"{small.target}: {small.variant.upper()} does not pay in {small.runtime}: "
                     f"it takes {1 / ratio:.2f} times as long as float32"
                 )
     return found

@@ -32,6 +32,7 @@ from edgekd.results import (
     QatReport,
     QuantizeReport,
     SpeedAware,
+    Variant,
 )
 from edgekd.teachers.teacher import Teacher, load
 
@@ -128,7 +129,8 @@ class _Work:
         """The INT8 file of one format."""
         started = time.monotonic()
         context, format = self.context, exported.format
-        name = Path(exported.path).name.replace("student.", "student-int8.")
+        variant: Variant = "int4" if self.recipe.method == "weights-int4" else "int8"
+        name = Path(exported.path).name.replace("student.", f"student-{variant}.")
         path = context.folder / name
         quantized = self._left_alone(format, self._quantized(exported))
         float32 = self._reverted(exported, quantized)
@@ -136,7 +138,7 @@ class _Work:
         return ExportedFile(
             role="student",
             format=format,
-            variant="int8",
+            variant=variant,
             path=f"quantized/{path.name}",
             files=tuple(f"quantized/{part.name}" for part in written),
             size=sum(part.stat().st_size for part in written),

@@ -42,7 +42,7 @@ def figure_name(metric: str, label: str | None = None) -> str:
 
 
 def place(check: Check) -> str:
-    """The runtime, the target for what was measured on one, and int8 for files that are."""
+    """The runtime, the target for what was measured on one, and int8 or int4 for files that are."""
     runtime = check.runtime if check.variant == "f32" else f"{check.runtime} {check.variant}"
     label = "" if check.provenance == "measured" else f" ({check.provenance})"
     return f"{runtime} on {check.target}{label}" if check.target else runtime

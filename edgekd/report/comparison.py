@@ -412,7 +412,7 @@ def _batch_size(m: Measurement | Prediction) -> int:
 
 
 def _computes(m: Measurement | Prediction | Parity) -> str:
-    """int8 for a quantized file, whatever its float layers run in."""
+    """int8 or int4 for a quantized file, whatever its float layers run in."""
     return m.precision if m.variant == "f32" else m.variant
 
 

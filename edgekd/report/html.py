@@ -234,7 +234,7 @@ def _distributions(contents: Contents, run: Run) -> Iterator[Plot]:
 
 
 def runs_as(m: Measurement) -> str:
-    """The runtime, and int8 for files that are."""
+    """The runtime, and int8 or int4 for files that are."""
     return m.runtime if m.variant == "f32" else f"{m.runtime} {m.variant}"
 
 

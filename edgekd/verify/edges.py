@@ -28,6 +28,14 @@ _PRECISIONS = ("f16", "bf16")
 # Constant and huge inputs make more of rounding, in every runtime: what they are there to find,
 # such as another padding or an overflow, is far larger.
 _EXTREME = 10
+# Of `verify`, by variant or precision, from the finest to the coarsest.
+_TOLERANCES = {
+    "f32": "tolerance",
+    "f16": "f16_tolerance",
+    "bf16": "bf16_tolerance",
+    "int8": "int8_tolerance",
+    "int4": "int8_tolerance",
+}
 
 
 @dataclass
@@ -235,8 +243,8 @@ def check_edges(edges: list[Edge]) -> None:
         return
     edge = failed[0]
     case = next(case for case in edge.cases if not case.passed)
-    kinds = [k for k in (edge.variant, edge.precision) if k in ("f16", "bf16", "int8")] or [""]
-    key = f"verify.{kinds[-1]}{'_' if kinds[-1] else ''}tolerance"
+    coarser = max((edge.variant, edge.precision), key=[*_TOLERANCES].index)
+    key = f"verify.{_TOLERANCES[coarser]}"
     if case.max_error is None:
         what, fix = case.note, "look at it layer by layer: edgekd verify --layers"
     else:
@@ -263,10 +271,5 @@ def torch_outputs(module: nn.Module, x: np.ndarray) -> np.ndarray:
 
 def tolerance_for(settings: Verify, variant: str, precision: str) -> float:
     """Of a file's weights and of what it is computed in, the one that allows more."""
-    allowed = {
-        "f32": settings.tolerance,
-        "f16": settings.f16_tolerance,
-        "bf16": settings.bf16_tolerance,
-        "int8": settings.int8_tolerance,
-    }
-    return max(allowed.get(kind, settings.tolerance) for kind in (variant, precision))
+    allowed: list[float] = [getattr(settings, _TOLERANCES[kind]) for kind in (variant, precision)]
+    return max(allowed)

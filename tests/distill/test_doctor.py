@@ -42,7 +42,7 @@ def complaints(
     return examine(
         student or network(), objective, Distill(**config), teacher or teacher_accuracy(),
         INPUTS, Knowledge(answers), LABELS, again=again, stored=stored,
-    )  # fmt: skip
+    ).complaints  # fmt: skip
 
 
 def test_a_sound_distillation_gets_no_complaint():

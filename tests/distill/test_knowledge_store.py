@@ -71,6 +71,17 @@ def test_the_teacher_is_asked_once_per_sample_and_view(tmp_path):
     assert ask.stores["logits"].filled == pytest.approx(8 / 20)
 
 
+def test_what_is_known_is_said_without_asking_or_not_at_all(tmp_path):
+    teacher = LogitsOnly()
+    ask, indices = stored(tmp_path, teacher), torch.tensor([7, 1])
+    first, teacher.asked = ask(X[indices], indices, 0), 0
+    assert torch.equal(ask.known(np.array([7, 1]), 0).logits, first.logits)
+    assert ask.known(np.array([7, 2]), 0) is None
+    assert ask.known(np.array([7, 1]), 1) is None
+    assert stored(tmp_path / "none", teacher, store=False).known(np.array([7]), 0) is None
+    assert teacher.asked == 2  # for the example
+
+
 def test_full_precision_is_kept_where_it_is_asked_for(tmp_path):
     teacher = LogitsOnly()
     ask = stored(tmp_path, teacher, precision="f32")

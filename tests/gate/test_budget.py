@@ -129,26 +129,27 @@ def test_a_check_reads_as_a_sentence():
     assert check.text == "latency_p50 on local/onnxruntime: 30 ms [29 ms, 31 ms], budget ≤ 20 ms"
 
 
-def test_a_budget_without_a_variant_is_on_what_ships_and_parity_on_the_export():
+@pytest.mark.parametrize("small", ["int8", "int4"])
+def test_a_budget_without_a_variant_is_on_what_ships_and_parity_on_the_export(small):
     def figure(metric, variant, value):
         return Figure(metric, value, None, "onnxruntime", "local", True, variant)
 
     figures = [
-        figure("size", "f32", 900), figure("size", "int8", 300),
-        figure("parity_error", "f32", 1e-6), figure("parity_error", "int8", 0.02),
+        figure("size", "f32", 900), figure("size", small, 300),
+        figure("parity_error", "f32", 1e-6), figure("parity_error", small, 0.02),
     ]  # fmt: skip
 
     def verdicts(*budgets):
         report = check_budgets(Gate(budgets=[Budget(**b) for b in budgets]), figures)
         return [(check.variant, check.verdict) for check in report.checks]
 
-    assert verdicts({"metric": "size", "max": "500 B"}) == [("int8", "pass")]
+    assert verdicts({"metric": "size", "max": "500 B"}) == [(small, "pass")]
     assert verdicts({"metric": "size", "max": "500 B", "variant": "f32"}) == [("f32", "fail")]
     assert verdicts({"metric": "parity_error", "max": 1e-4}) == [("f32", "pass")]
     figures = [f for f in figures if f.variant == "f32"]
     assert verdicts({"metric": "size", "max": "500 B"}) == [("f32", "fail")]
-    with pytest.raises(UsageError, match="variant int8"):
-        verdicts({"metric": "size", "max": "500 B", "variant": "int8"})
+    with pytest.raises(UsageError, match=f"variant {small}"):
+        verdicts({"metric": "size", "max": "500 B", "variant": small})
 
 
 def test_some_class_is_always_the_worst_by_chance_and_that_breaks_no_floor():

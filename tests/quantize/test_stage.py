@@ -55,6 +55,7 @@ def test_the_files_have_the_accuracy_and_size_that_the_curve_says(aware):
     inputs, labels = data.tensor(data.validation).numpy(), data.labels[data.validation]
     report = run.quantize
     assert [a.format for a in report.accuracy_aware] == ["onnx", "openvino"]
+    assert [file.name for file in report.files] == ["student-int4", "student-int4"]
     for found, file in zip(report.accuracy_aware, report.files, strict=True):
 
         def accuracy(path, format=file.format):

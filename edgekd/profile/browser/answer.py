@@ -15,6 +15,7 @@ from edgekd.errors import StageError
 from edgekd.profile.device.measure import drifts, relative_width
 from edgekd.profile.device.runtimes import load
 from edgekd.profile.received import printable
+from edgekd.results import QUANTIZED
 
 # Output values per model and phase that are compared, and samples that are believed.
 OUTPUT_LIMIT, _SAMPLES = 65_536, 1_000_000
@@ -201,7 +202,8 @@ def _error(model: dict[str, Any], phase: Phase, reference: np.ndarray) -> float:
         raise StageError(f"{model['id']}: the browser's outputs are not as many as ONNX Runtime's")
     error = np.abs(found.astype(np.float64) - reference).max()
     share = float(error / max(np.abs(reference).max(), np.finfo(np.float32).tiny))
-    tolerance = Verify().int8_tolerance if model.get("variant") == "int8" else Verify().tolerance
+    quantized = model.get("variant") in QUANTIZED
+    tolerance = Verify().int8_tolerance if quantized else Verify().tolerance
     if not share <= tolerance:
         raise StageError(
             f"{model['id']}: the browser computes something else: its outputs differ from ONNX "
