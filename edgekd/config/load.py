@@ -207,7 +207,8 @@ def validate_as(schema: type[S], value: dict[str, Any], *, where: str, lines: Li
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        problems = [_describe(dict(problem), where, lines, schema) for problem in error.errors()]
+        found = _of_one_kind([dict(problem) for problem in error.errors()])
+        problems = [_describe(problem, where, lines, schema) for problem in found]
     except RecursionError:
         problems = [f"{where}: nested too deeply"]
     if len(problems) == 1:
@@ -215,6 +216,31 @@ def validate_as(schema: type[S], value: dict[str, Any], *, where: str, lines: Li
     listed = "\n".join(f"  {problem}" for problem in problems[:10])
     more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
     raise UsageError(f"{len(problems)} problems:\n{listed}{more}")
+
+
+def _of_one_kind(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Where a value may be of several kinds: only what is wrong with the kind that fits it best.
+
+    Pydantic puts each kind's type, such as "list[str]", into the place, and tells what is wrong with all.
+    """
+    best: dict[KeyPath, dict[str, Any]] = {}
+    kept = []
+    for problem in problems:
+        loc: KeyPath = problem["loc"]
+        kinds = [i for i, key in enumerate(loc) if re.match(r"(list|dict)\[.*\]$", str(key))]
+        if not kinds or problem["type"] == "extra_forbidden":
+            kept.append(problem)
+            continue
+        problem["loc"] = (*loc[: kinds[0]], *loc[kinds[0] + 1 :])
+        known = best.get(loc[: kinds[0]])
+        if known is None:
+            kept.append(problem)
+        elif len(problem["loc"]) > len(known["loc"]):
+            kept[kept.index(known)] = problem
+        else:
+            continue
+        best[loc[: kinds[0]]] = problem
+    return kept
 
 
 def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Section]) -> str:
@@ -235,6 +261,7 @@ def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Se
     elif problem["type"] == "too_short":
         text = "should not be empty"
     elif problem["type"] not in ("value_error", "methods", "sections"):
+        text = re.sub(r" or instance of \w+", "", text)
         text = f"{text[0].lower()}{text[1:]}, not {_shortened(problem['input'])}"
     return f"{place}: {key}: {text}" if key else f"{place}: {text}"
 

@@ -457,11 +457,18 @@ class Quantize(Section):
         60.0, description="Time to look for such layers, for every format, about."
     )
 
-    @field_validator("max_drop")
+    @field_validator("qat", mode="before")
     @classmethod
-    def _points(cls, value: str | None) -> str | None:
-        if value is not None:
-            units.parse(value, "points")
+    def _defaults(cls, value: object) -> object:
+        return {} if value is True else None if value is False else value
+
+    @field_validator("max_drop", mode="before")
+    @classmethod
+    def _points(cls, value: object) -> object:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(f"has no unit: write '{value:g} points'")
+        if isinstance(value, str) and not 0 <= (drop := units.parse(value, "points")) < 1:
+            raise ValueError(f"{value!r} is {100 * drop:g} points, not from 0 to 100")
         return value
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ class Shelf(Generic[S]):
         raise UsageError(
             f"unknown {self.kind} {name!r}{suggestion(name, known)}",
             where=where or self.key,
-            fix=f"known: {', '.join(known)}; add your own as {self.folder}/NAME.yaml",
+            fix=f"add your own as {self.folder}/NAME.yaml",
         )
 
     def read(self, path: Path) -> S:

@@ -319,6 +319,14 @@ def _order(indices: np.ndarray, seed: int, epoch: int) -> Tensor:
 def _end_epoch(
     state: State, model: nn.Module, dataset: Dataset, config: Training, steps: int
 ) -> None:
+    # A loss can be finite and its gradient not, as that of a square root at 0.
+    for weights, value in model.state_dict().items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise StageError(
+                f"the weights {weights!r} became values that are not finite",
+                where=f"epoch {state.epoch + 1}",
+                fix="lower learning_rate, or look at what this layer computes: its gradient is not finite",
+            )
     logits = predict(model, dataset, dataset.validation)
     labels = torch.from_numpy(dataset.labels[dataset.validation])
     accuracy = (logits.argmax(1) == labels).double().mean().item()

@@ -48,7 +48,11 @@ def load_weights(module: nn.Module, path: Path) -> None:
         )
     broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
     if broken:
-        raise UsageError(f"{broken[0]!r} has values that are not finite", where=str(path))
+        raise UsageError(
+            f"{broken[0]!r} has values that are not finite",
+            where=str(path),
+            fix="these weights compute nothing: train again, or take an earlier file",
+        )
     module.load_state_dict(state, strict=False)
 
 

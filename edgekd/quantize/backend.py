@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from edgekd.results import Arithmetic
 Inputs = np.ndarray | dict[str, np.ndarray]
 # (inputs of one sample, its label)
 Sample = tuple[Inputs, int]
+# So many nodes are named in an error.
+_NAMED = 20
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,9 @@ def usable(source: Source, recipe: Recipe) -> list[str]:
     raise UsageError(
         f"backend {recipe.backend}: {reason}",
         where=f"calibration recipe {recipe.name!r}",
-        fix=f"write backend: {able[0]}" if able else "choose another method or range",
+        fix=f"write backend: auto, which takes {able[0]} here"
+        if able
+        else "choose another method or range",
     )
 
 
@@ -150,6 +155,22 @@ def _obstacle(name: str, source: Source, recipe: Recipe) -> str | None:
     if recipe.smooth_quant:
         return "ONNX Runtime's SmoothQuant needs Intel Neural Compressor"
     return None
+
+
+def excluded(recipe: Recipe, names: Sequence[str], *, where: Path) -> list[str]:
+    """Of a file's nodes those that the recipe leaves in float32.
+
+    Raises UsageError when it names some and none is there.
+    """
+    found = [n for n in names if any(re.fullmatch(pattern, n) for pattern in recipe.exclude)]
+    if recipe.exclude and not found:
+        some = ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")
+        raise UsageError(
+            f"exclude: no node of {where.name} is called as in {recipe.exclude}",
+            where=f"calibration recipe {recipe.name!r}",
+            fix=f"its nodes: {some}",
+        )
+    return found
 
 
 def feeds(

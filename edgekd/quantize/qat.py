@@ -66,8 +66,7 @@ def train_quantized(
             where="quantize.qat",
             fix="choose a quantize.recipe with method: static, or qat: null",
         )
-    if recipe.exclude:
-        context.progress.say("  note: qat trains every layer; the recipe's exclude is not used")
+    recipe = _used(recipe, context)
     model = fake_quantized(student, recipe, list(dataset.tensor(chosen)[:, None]), types)
     before = _accuracy(model, context)
     untrained = {name: value.clone() for name, value in model.state_dict().items()}
@@ -97,6 +96,21 @@ def train_quantized(
         kept=kept,
     )
     return Trained(model, report)
+
+
+def _used(recipe: Recipe, context: Context) -> Recipe:
+    """The recipe without what training every layer with fake quantization has no use for."""
+    unused: dict[str, object] = {
+        "exclude": [],
+        "smooth_quant": None,
+        "backend": Recipe(name="plain").backend,
+    }
+    given = [key for key, value in unused.items() if getattr(recipe, key) != value]
+    if given:
+        context.progress.say(
+            f"  warning: qat trains every layer itself and does not use the recipe's {', '.join(given)}"
+        )
+    return recipe.model_copy(update=unused)
 
 
 def _objective(context: Context) -> Objective:

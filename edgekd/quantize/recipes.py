@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from edgekd.config.schema import Section
 from edgekd.config.shelf import Shelf
@@ -53,7 +54,10 @@ class Recipe(Section):
         "the weights (Xiao 2023, eq. 4); null: none; NNCF's own choice for transformers is 0.95.",
     )
     group_size: int = Field(
-        64, ge=8, le=4096, description="Weights that share a scale, for weights-int4."
+        64,
+        ge=16,
+        le=4096,
+        description="Weights that share a scale, for weights-int4: a power of two.",
     )
     reduced_range: Literal["auto", "on", "off"] = Field(
         "auto",
@@ -63,6 +67,23 @@ class Recipe(Section):
         [], description="Regular expressions of node names that stay in float32."
     )
     seed: int = Field(0, ge=0, lt=2**31)
+
+    @field_validator("group_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"{value} is no power of two: 16, 32, 64, 128, …")
+        return value
+
+    @field_validator("exclude")
+    @classmethod
+    def _expressions(cls, value: list[str]) -> list[str]:
+        for pattern in value:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
 
 
 RECIPES = Shelf("calibration recipe", "calibration", "quantize.recipe", Recipe)

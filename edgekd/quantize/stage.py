@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from edgekd.errors import StageError
 from edgekd.export.device import device_files
 from edgekd.models import role
 from edgekd.pipeline.stages import Context
@@ -18,6 +19,7 @@ from edgekd.profile.targets import Target, find
 from edgekd.quantize.accuracy import TradeOffs, fewest_reverted
 from edgekd.quantize.arithmetic import arithmetic
 from edgekd.quantize.backend import Inputs, Quantized, Source, prepare, require, usable
+from edgekd.quantize.contents import notes_on
 from edgekd.quantize.recipes import RECIPES, Recipe
 from edgekd.quantize.samplers import calibration_samples
 from edgekd.quantize.sensitivity import SUFFIX, logits, sensitivities
@@ -57,6 +59,8 @@ def run(context: Context) -> None:
     ]
     work = _Work(context, recipe, sources)
     if settings.qat is None:
+        for source in sources:  # before the first of them takes its time
+            usable(work.source(source), recipe)
         files, report = [work.file(source) for source in sources], None
     else:
         files, report = work.trained()
@@ -104,7 +108,13 @@ class _Work:
         """Indices of the calibration samples."""
         context = self.context
         student = role.load(context.run, "student", context.base)
-        return calibration_samples(self.recipe, context.dataset, self._teacher, student)
+        chosen = calibration_samples(self.recipe, context.dataset, self._teacher, student)
+        if len(chosen) < self.recipe.samples:
+            context.progress.say(
+                f"  note: calibrated with {len(chosen)} samples, which is all there are; the recipe "
+                f"asks for {self.recipe.samples}"
+            )
+        return chosen
 
     def trained(self) -> tuple[list[ExportedFile], QatReport]:
         """The INT8 files of all formats, after training with fake quantization."""
@@ -135,7 +145,7 @@ class _Work:
         quantized = self._left_alone(format, self._quantized(exported))
         float32 = self._reverted(exported, quantized)
         written = quantized.write(path, float32)
-        return ExportedFile(
+        file = ExportedFile(
             role="student",
             format=format,
             variant=variant,
@@ -147,12 +157,21 @@ class _Work:
             producer=quantized.producer,
             notes=quantized.notes,
         )
+        told = notes_on(file, exported, path)
+        for note in told:
+            context.progress.say(f"  note: {name}: {note}")
+        return file.model_copy(update={"notes": (*file.notes, *told)})
+
+    def source(self, exported: ExportedFile) -> Source:
+        """The file, beside its ONNX version."""
+        root = self.context.run.path
+        onnx = next((root / f.path for f in self.sources if f.format == "onnx"), None)
+        return Source(exported.format, root / exported.path, onnx)
 
     def _quantized(self, exported: ExportedFile) -> Quantized:
         """Calibrated; by the backend that is faster on the target where the recipe leaves it open."""
         root, progress = self.context.run.path, self.context.progress
-        onnx = next((root / f.path for f in self.sources if f.format == "onnx"), None)
-        source = Source(exported.format, root / exported.path, onnx)
+        source = self.source(exported)
         samples: list[Inputs] = list(self.samples[:, None])
         names = usable(source, self.recipe)
         where = place(self.targets, exported.format) if len(names) > 1 else None
@@ -161,10 +180,18 @@ class _Work:
         made: dict[str, Quantized] = {}
         with progress.task(f"quantize {exported.format}", len(names)) as task:
             for name in names:
-                made[name] = prepare(source, self.recipe, samples, self.types, by=name)
+                try:
+                    made[name] = prepare(source, self.recipe, samples, self.types, by=name)
+                except StageError as error:
+                    # Another one may do it; the last one's failure is the user's.
+                    if not made and name == names[-1]:
+                        raise
+                    progress.say(
+                        f"  note: {name} does not quantize {exported.format}: {error.what}"
+                    )
                 task.advance(backend=name)
-        if where is None:
-            return made[names[0]]
+        if where is None or len(made) == 1:
+            return next(iter(made.values()))
         with TemporaryDirectory(prefix="edgekd-backends-") as folder:
             suffix = SUFFIX[exported.format]
             files = {name: q.write(Path(folder, name + suffix)) for name, q in made.items()}

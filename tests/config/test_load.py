@@ -1,4 +1,5 @@
 import datetime
+import re
 
 import pytest
 import yaml
@@ -201,6 +202,21 @@ def test_a_random_section_is_valid_or_one_edgekd_error(section, value):
         validate({section: value}, where="config", lines={})
     except EdgekdError as error:
         assert error.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (["depth"], r"c: export\.dynamic\.0: input should be 'batch', .* not 'depth'"),
+        ({"x": 3}, r"c: export\.dynamic\.x: input should be a valid list, not 3"),
+        ({"x": ["a-b"]}, r"c: export\.dynamic\.x\.0: string should match pattern .*, not 'a-b'"),
+        ("batch", r"c: export\.dynamic: input should be a valid list, not 'batch'"),
+    ],
+)
+def test_of_several_kinds_only_the_one_that_fits_best_is_spoken_of(value, message):
+    with pytest.raises(UsageError) as told:
+        validate({"export": {"dynamic": value}}, where="c", lines={})
+    assert re.fullmatch(message, str(told.value))
 
 
 def test_python_only_values_are_refused_in_arguments():

@@ -119,6 +119,22 @@ def test_a_signal_saves_and_stops_between_two_steps(digits, tmp_path):
     assert same(whole.state_dict(), resumed.state_dict())
 
 
+def test_weights_that_are_no_numbers_any_more_are_told_although_the_loss_is_one(digits, tmp_path):
+    """√x of 0 has the value 0 and an infinite gradient."""
+
+    class Root(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+            self.lost = nn.Parameter(torch.zeros(1))
+
+        def forward(self, x):
+            return self.layer(x.flatten(1)) + 0 * self.lost.sqrt()
+
+    with pytest.raises(StageError, match=r"epoch 1: the weights 'lost' became .* not finite"):
+        run(Root(), digits, tmp_path, epochs=1, batch_size=300)
+
+
 def test_a_loss_that_is_not_finite_names_the_term_the_epoch_and_the_step(digits, tmp_path):
     with pytest.raises(StageError, match=r"cross_entropy.*(nan|inf)") as caught:
         run(network(), digits, tmp_path, learning_rate=1e30, warmup=0.0)

@@ -196,6 +196,7 @@ def test_weights_in_a_file_of_their_own_compute_the_same(tmp_path):
     assert [p.name for p in parts.files] == ["student.onnx", "student.onnx.data"]
     assert sorted(p.name for p in two.iterdir()) == ["student.onnx", "student.onnx.data"]
     assert model_parts(parts.path) == list(parts.files)
+    assert len({part.stat().st_mode for part in (*single.files, *parts.files)}) == 1
     feed = {"input": given.example.numpy()}
     a, b = (onnxruntime.InferenceSession(made.path).run(None, feed) for made in (single, parts))
     np.testing.assert_array_equal(a, b)

@@ -1,5 +1,7 @@
 """INT8 files of both formats by both libraries: close to the original, smaller, layers left out at will."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -195,8 +197,12 @@ def test_excluded_nodes_stay_in_float32(exported, tmp_path, by):
 
     first = next(n.name for n in onnx.load(path).graph.node if n.op_type == "Gemm")
     assert 0 < quantizers(exclude=[f".*{first}.*"]) < quantizers()
-    with pytest.raises(StageError, match="cannot be quantized"):
+    assert quantizers(exclude=["no_such_node", f".*{first}.*"]) < quantizers()
+    with pytest.raises(
+        UsageError, match=r"exclude: no node of student\.onnx .*no_such_node"
+    ) as told:
         quantizers(exclude=["no_such_node"])
+    assert first in told.value.fix
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -281,11 +287,30 @@ def test_an_operator_that_no_runtime_knows_is_one_clear_error(exported, tmp_path
 def test_what_a_backend_cannot_do_is_said_with_what_can(exported):
     with pytest.raises(UsageError, match="NNCF has no entropy") as raised:
         usable(source(exported, "onnx"), Recipe(name="r", range="entropy"))
-    assert raised.value.fix == "write backend: onnxruntime"
+    assert raised.value.fix == "write backend: auto, which takes onnxruntime here"
     only_ir = Source("openvino", exported.folder / "student.xml")
     with pytest.raises(UsageError, match=r"add onnx to export\.formats"):
         usable(only_ir, Recipe(name="r", backend="onnxruntime"))
     assert usable(only_ir, Recipe(name="r", backend="auto")) == ["nncf"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("group_size: 48", r"mine\.yaml:2: group_size: 48 is no power of two"),
+        ("group_size: 8", r"mine\.yaml:2: group_size: .*16"),
+        (
+            "exclude: ['conv(']",
+            r"mine\.yaml:2: exclude: 'conv\(' is no regular expression: missing",
+        ),
+    ],
+)
+def test_what_a_recipe_cannot_say_is_told_with_its_line(tmp_path, text, message):
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration/mine.yaml").write_text(f"name: mine\n{text}\n")
+    with pytest.raises(UsageError) as told:
+        RECIPES.find("mine", tmp_path)
+    assert re.search(message, str(told.value))
 
 
 def test_every_shipped_recipe_serves_both_formats(exported, tmp_path):

@@ -10,6 +10,7 @@ from edgekd.config.load import validate
 from edgekd.errors import Interrupted, StageError, UsageError
 from edgekd.pipeline.run import Run
 from edgekd.profile.device.runtimes import load
+from edgekd.progress import Lines
 from edgekd.results import QuantizeReport
 
 CONFIG = {
@@ -135,6 +136,29 @@ def test_a_file_that_is_another_function_is_refused_and_nothing_is_written(
     assert "quantize" not in Run.open(tmp_path / "spoiled").manifest.stages
 
 
+@pytest.mark.parametrize(("value", "epochs"), [(True, 3), ({}, 3), ({"epochs": 5}, 5)])
+def test_true_is_qat_with_its_defaults(value, epochs):
+    assert validate({"quantize": {"qat": value}}, where="c", lines={}).quantize.qat.epochs == epochs
+
+
+def test_false_is_no_qat():
+    assert validate({"quantize": {"qat": False}}, where="c", lines={}).quantize.qat is None
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (0.3, "has no unit: write '0.3 points'"),
+        ("200 points", "is 200 points, not from 0 to 100"),
+        ("-1 point", "is -1 points, not from 0 to 100"),
+        ("much", "max_drop"),
+    ],
+)
+def test_an_impossible_max_drop_is_told_when_it_is_read(value, message):
+    with pytest.raises(UsageError, match=message):
+        validate({"quantize": {"max_drop": value}}, where="c", lines={})
+
+
 def test_qat_goes_without_ways_that_leave_layers_in_float32():
     for other in ({"max_drop": "1 point"}, {"speed_aware": True}):
         config = {**CONFIG, "quantize": {"qat": {}, **other}}
@@ -161,3 +185,18 @@ def test_the_report_shows_how_it_was_trained(run):
     assert len(shown.plots[0].rows) == 2
     table = next(t for t in shown.tables if t.title == "Files against the trained model")
     assert {row[1] for row in table.rows} == {"onnxruntime", "openvino"}
+
+
+@pytest.mark.slow
+def test_what_qat_does_not_use_of_a_recipe_is_told(run, tmp_path, capsys):
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration/odd.yaml").write_text(
+        "{name: odd, samples: 99999, backend: onnxruntime, exclude: [nothing], smooth_quant: 0.5}"
+    )
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({**CONFIG, "quantize": {"recipe": "odd", "qat": {"epochs": 1}}}))
+    made = edgekd.quantize(config, out=tmp_path / "odd", progress=Lines())
+    told = capsys.readouterr().err
+    assert "does not use the recipe's exclude, smooth_quant, backend" in told
+    assert "which is all there are; the recipe asks for 99999" in told
+    assert made.quantize.qat is not None

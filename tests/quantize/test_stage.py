@@ -142,3 +142,31 @@ def test_the_faster_backend_of_several_is_taken_as_measured(aware, tmp_path):
         assert found.backends[found.chosen] == min(found.backends.values()) > 0
         assert found.float32 > 0
         assert file.producer.startswith(found.chosen)
+
+
+def test_a_backend_that_fails_leaves_it_to_the_other(aware, tmp_path):
+    from edgekd.quantize import backend
+
+    shutil.copytree(aware[0].path, tmp_path / "tiny")
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration/open.yaml").write_text("{name: open, backend: auto, samples: 32}")
+    config, _ = api.resolve({**TINY, "quantize": {"recipe": "open"}})
+    backend.BACKENDS.get("nncf")  # registered before it is replaced
+
+    def broken(*arguments):
+        raise RuntimeError("an operator it does not know")
+
+    told = []
+
+    class Listening(Silent):
+        def say(self, text):
+            told.append(text)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backend.BACKENDS._entries, "nncf", broken)
+        run, _ = run_line(
+            config, base=tmp_path, out=tmp_path / "tiny", until="quantize",
+            progress=Listening(), command="test",
+        )  # fmt: skip
+    assert all(file.producer.startswith("onnxruntime") for file in run.quantize.files)
+    assert any("nncf does not quantize onnx: cannot be quantized" in line for line in told)

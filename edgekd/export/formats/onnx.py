@@ -129,6 +129,9 @@ def save_onnx(model: onnx.ModelProto, path: Path, *, external: bool) -> None:
         # Shapes and axes stay inside: ONNX Runtime reads them before it opens other files.
         size_threshold=1024,
     )
+    if external:
+        # onnx lets nobody but the owner read it, whatever the umask.
+        path.with_name(f"{path.name}.data").chmod(path.stat().st_mode)
 
 
 def _failed(error: Exception, source: Source, path: Path, printed: str) -> StageError:

@@ -14,6 +14,7 @@ from edgekd.quantize.backend import (
     Quantized,
     Source,
     backend,
+    excluded,
     feeds,
     input_shapes,
     quiet,
@@ -45,15 +46,15 @@ class _Static:
         import nncf
 
         self._format, self._original = source.format, model
+        names = _operators(_graph(model)) if recipe.exclude else []
+        left = excluded(recipe, names, where=source.path)
         self._model = nncf.quantize(
             copy.deepcopy(model) if source.format == "onnx" else model.clone(),
             nncf.Dataset(data),
             subset_size=len(data),
             preset=nncf.QuantizationPreset(recipe.preset),
             model_type=nncf.ModelType(recipe.model_type) if recipe.model_type else None,
-            ignored_scope=nncf.IgnoredScope(patterns=recipe.exclude, validate=True)
-            if recipe.exclude
-            else None,
+            ignored_scope=nncf.IgnoredScope(names=left) if left else None,
             target_device=nncf.TargetDevice.CPU,
             fast_bias_correction=recipe.bias_correction != "accurate",
             advanced_parameters=advanced_parameters(recipe, types),
@@ -154,6 +155,15 @@ def _graph(model: Any) -> Any:
     return build_graph(model)
 
 
+def _operators(graph: Any) -> list[str]:
+    """Names of what computes, in the order of the graph."""
+    return [
+        node.node_name
+        for node in graph.topological_sort()
+        if node.node_type not in ("Constant", "Parameter", "Result")
+    ]
+
+
 def advanced_parameters(recipe: Recipe, types: Arithmetic) -> Any:
     """Ranges, bias correction and SmoothQuant of the recipe, in NNCF's words."""
     import nncf
@@ -193,14 +203,8 @@ class _Weights:
             else ()
         )
         graph, control = _graph(model), _control(source.format)
-        patterns = [re.compile(pattern) for pattern in recipe.exclude]
-        names = [node.node_name for node in graph.get_all_nodes()]
-        self._excluded = [name for name in names if any(p.fullmatch(name) for p in patterns)]
-        if patterns and not self._excluded:
-            raise StageError(
-                f"cannot be quantized: no node is named as in exclude: {recipe.exclude}",
-                where=str(source.path),
-            )
+        names = _operators(graph)
+        self._excluded = excluded(recipe, names, where=source.path)
         self.layers = tuple(
             node.node_name
             for node in graph.topological_sort()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgekd.quantize.backend import (
     Quantized,
     Source,
     backend,
+    excluded,
     feeds,
     input_shapes,
     quiet,
@@ -72,14 +72,8 @@ class _Quantizer:
         import onnxruntime
 
         self._source, self._recipe, self._types, self._kinds = source, recipe, types, kinds
-        patterns = [re.compile(pattern) for pattern in recipe.exclude]
         names = [node.name for node in model.graph.node]
-        self._excluded = [n for n in names if any(p.fullmatch(n) for p in patterns)]
-        if patterns and not self._excluded:
-            raise StageError(
-                f"cannot be quantized: no node is named as in exclude: {recipe.exclude}",
-                where=str(source.path),
-            )
+        self._excluded = excluded(recipe, names, where=source.path)
         self.layers = tuple(
             node.name
             for node in model.graph.node
