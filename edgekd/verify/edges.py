@@ -236,30 +236,6 @@ def source_of(file: ExportedFile, files: Iterable[ExportedFile]) -> ExportedFile
     return None
 
 
-def check_edges(edges: list[Edge]) -> None:
-    """Raises StageError that names the worst of the inputs of the first edge that fails."""
-    failed = [edge for edge in edges if not edge.passed]
-    if not failed:
-        return
-    edge = failed[0]
-    case = next(case for case in edge.cases if not case.passed)
-    coarser = max((edge.variant, edge.precision), key=[*_TOLERANCES].index)
-    key = f"verify.{_TOLERANCES[coarser]}"
-    if case.max_error is None:
-        what, fix = case.note, "look at it layer by layer: edgekd verify --layers"
-    else:
-        what = (
-            f"its logits differ from those of {edge.source} by {case.max_error:.2e} of the largest; "
-            f"at most {case.tolerance:g} is allowed"
-        )
-        fix = f"edgekd verify --layers names the layer; if it is acceptable to you, raise {key}"
-    raise StageError(
-        f"{what} ({len(failed)} of {len(edges)} comparisons fail)",
-        where=f"{edge.path} in {edge.runtime}, {edge.precision}, {case.inputs}",
-        fix=fix,
-    )
-
-
 def torch_outputs(module: nn.Module, x: np.ndarray) -> np.ndarray:
     """The module's logits for inputs (n, …)."""
     import torch
@@ -273,3 +249,8 @@ def tolerance_for(settings: Verify, variant: str, precision: str) -> float:
     """Of a file's weights and of what it is computed in, the one that allows more."""
     allowed: list[float] = [getattr(settings, _TOLERANCES[kind]) for kind in (variant, precision)]
     return max(allowed)
+
+
+def setting_of(variant: str, precision: str) -> str:
+    """The key of `verify` with the tolerance of what is coarser: a file's weights, or its computing."""
+    return _TOLERANCES[max((variant, precision), key=[*_TOLERANCES].index)]
