@@ -478,7 +478,7 @@ class VerifyReport(Record):
     """`verify/parity.json`; `reference` is the accuracy before export, on the same test split.
 
     Without a teacher that has no answers there.
-    `notes` are what could not be verified on this machine.
+    `notes` are what could not be verified, on this machine or in runtimes that a file is not meant for.
     """
 
     reference: dict[Role, Accuracy]

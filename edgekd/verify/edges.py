@@ -73,12 +73,21 @@ class Verifier:
 
         In the runtimes that it is meant for with PyTorch and with the file that it was made from;
         in others that open it, and in `precisions` (runtime, precision), with PyTorch.
+        Raises StageError when a runtime that it is meant for does not open it.
         """
         own = runtimes_for(file.format)
         model = RETRAINED if file.trained else PYTORCH
         found = []
         for runtime in runtimes_for(file.format, all=True):
-            session = open_session(runtime, self.root / file.path)
+            try:
+                session = open_session(runtime, self.root / file.path)
+            except StageError as error:
+                if runtime in own:
+                    raise
+                # Nobody is promised that it runs there.
+                why = error.what.removeprefix("cannot be opened: ")
+                self.notes.append(f"{runtime} does not open {file.path}: {why}")
+                continue
             found.append(self._edge(file, runtime, session, model, whole=runtime in own))
             source = source_of(file, self.files)
             if source is not None and runtime in own:

@@ -84,6 +84,31 @@ def test_another_function_fails_and_the_file_is_named(exported, tmp_path):
     assert "--layers" in str(e.value)
 
 
+def test_a_file_that_another_runtime_does_not_open_is_a_note_and_in_its_own_an_error(
+    exported, tmp_path
+):
+    """ONNX Runtime's own operators, as in INT4 files, are nothing that OpenVINO knows."""
+    model = onnx.load(exported.folder / "student.onnx")
+    logits = model.graph.output[0].name
+    last = next(node for node in model.graph.node if logits in node.output)
+    last.output[:] = ["before"]
+    # It copies.
+    own = onnx.helper.make_node("SampleOp", ["before"], [logits], domain="com.microsoft")
+    model.graph.node.append(own)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "own.onnx")
+    file = of(exported, "onnx").model_copy(update={"path": str(tmp_path / "own.onnx")})
+    verifier = verifier_of(exported, (file,))
+    edges = verifier.edges(file)
+    assert [(edge.runtime, edge.passed) for edge in edges] == [("onnxruntime", True)]
+    (note,) = verifier.notes
+    assert note.startswith(f"openvino does not open {file.path}: ")
+    assert "com.microsoft.SampleOp" in note
+    ir = of(exported, "openvino").model_copy(update={"path": str(tmp_path / "own.onnx")})
+    with pytest.raises(StageError, match=r"SampleOp"):
+        verifier_of(exported, (ir,)).edges(ir)
+
+
 def failing(path, error, tolerance, variant="f32", runtime="onnxruntime", source="PyTorch"):
     case = InputCase(
         inputs="batch 16",
