@@ -38,6 +38,17 @@ _TOLERANCES = {
 }
 
 
+@dataclass(frozen=True)
+class Hardest:
+    """The kind of inputs that a file fails on most, and the batch `x` of it that differs most.
+
+    `x` None: the file gives nothing for them that could be compared.
+    """
+
+    case: InputCase
+    x: np.ndarray | None
+
+
 @dataclass
 class Verifier:
     """Compares files below `root`. `module` gives a role's PyTorch logits for a batch of inputs.
@@ -97,6 +108,27 @@ class Verifier:
             if lower is not None:
                 found.append(self._edge(file, runtime, lower, model, whole=False))
         return found
+
+    def hardest(self, file: ExportedFile) -> Hardest | None:
+        """Where a file fails against PyTorch in its own runtime; None where it does not.
+
+        Neither for files that were trained further: of what made them there are answers only.
+        """
+        if file.trained:
+            return None
+        runtime = runtimes_for(file.format)[0]
+        session = open_session(runtime, self.root / file.path)
+        edge = self._edge(file, runtime, session, PYTORCH)
+        if edge.passed:
+            return None
+        case = next(case for case in self.cases if case.name == edge.worst.inputs)
+        expected = self._known[PYTORCH, file.role, case.name]
+        found = self._known[file.path, f"{runtime} {session.precision}", case.name]
+        if isinstance(expected, str) or isinstance(found, str) or expected.shape != found.shape:
+            return Hardest(edge.worst, None)
+        errors = np.nan_to_num(np.abs(expected - found), nan=np.inf).max(axis=1)
+        start = int(errors.argmax()) // case.batch * case.batch
+        return Hardest(edge.worst, case.x[start : start + case.batch])
 
     def _lower(self, file: ExportedFile, runtime: str, precision: str) -> Session | None:
         try:

@@ -29,7 +29,7 @@ from edgekd.verify.edges import (
 )
 from edgekd.verify.examples import pick, within
 from edgekd.verify.failures import Failure, check, refusal
-from edgekd.verify.inputs import FEW, cases
+from edgekd.verify.inputs import FEW, Case, cases
 from edgekd.verify.layers import compare_layers
 from edgekd.verify.parity import compare, worst
 from edgekd.verify.precisions import lower_precisions
@@ -152,15 +152,17 @@ def _agreement(answers: np.ndarray, teacher: np.ndarray) -> float | None:
 
 
 def layers(run: Run, config: Config, base: Path) -> list[LayerComparison]:
-    """Every file of the run against PyTorch, layer by layer, on a few test samples.
+    """Every file of the run against PyTorch, layer by layer.
 
+    On the inputs of `verify` that a file fails on most; on a few test samples where it passes.
     Raises StageError for a run without ONNX files, which know what tensor is whose.
     """
     dataset = load_data(config.data, config.data.seed, base)
-    x = dataset.tensor(dataset.test[:_LAYER_SAMPLES]).numpy()
-    found = []
+    few = dataset.tensor(dataset.test[:_LAYER_SAMPLES]).numpy()
     network = kind_of(run.card("teacher").model).kind == TORCH
-    for role in get_args(Role) if network else ("student",):
+    names: tuple[Role, ...] = get_args(Role) if network else ("student",)
+    found = []
+    for role in names:
         mine = [file for file in run.files if file.role == role]
         whole = [file for file in mine if (file.format, file.variant) == ("onnx", "f32")]
         if not whole:
@@ -170,27 +172,48 @@ def layers(run: Run, config: Config, base: Path) -> list[LayerComparison]:
                 fix="add onnx to export.formats",
             )
         module, onnx = roles.load(run, role, base), run.path / whole[0].path
-        found += [compare_layers(f, run.path, module, x, onnx, config.verify) for f in mine]
+        verifier = _layer_verifier(run, config, dataset, role, module)
+        found += [
+            compare_layers(file, run.path, module, few, onnx, config.verify, verifier.hardest(file))
+            for file in mine
+        ]
     return found
+
+
+def _layer_verifier(
+    run: Run, config: Config, dataset: Dataset, role: Role, module: nn.Module
+) -> Verifier:
+    """As `verify` compares the role's files, to find where they fail."""
+    inputs = _cases(dataset, config)
+    verifier = Verifier(
+        run.path, config.verify, run.files, lambda _, x: torch_outputs(module, x), inputs
+    )
+    samples = dataset.test[: config.verify.samples]
+    verifier.know(PYTORCH, role, predict(module, dataset, samples).numpy())
+    return verifier
 
 
 def _verifier(
     context: Context, teacher: Teacher, student: nn.Module, before: dict[Role, np.ndarray]
 ) -> Verifier:
-    dataset, settings = context.dataset, context.config.verify
-    samples = dataset.tensor(dataset.test[: settings.samples]).numpy()
-    axes = dynamic_axes({"input": dataset.tensor(dataset.test[:1])}, context.config.export)
-    free = sorted(axis - 1 for axis in axes["input"] if axis)
+    settings = context.config.verify
     verifier = Verifier(
         context.run.path,
         settings,
         context.run.files,
         lambda role, x: torch_outputs(student, x) if role == "student" else teacher.outputs(x),
-        cases(samples, settings.batches, free),
+        _cases(context.dataset, context.config),
     )
     for role, value in before.items():
         verifier.know(PYTORCH, role, value[: settings.samples])
     return verifier
+
+
+def _cases(dataset: Dataset, config: Config) -> list[Case]:
+    samples = dataset.tensor(dataset.test[: config.verify.samples]).numpy()
+    axes = dynamic_axes({"input": dataset.tensor(dataset.test[:1])}, config.export)
+    free = sorted(axis - 1 for axis in axes["input"] if axis)
+    return cases(samples, config.verify.batches, free)
 
 
 def _keep_examples(

@@ -367,6 +367,23 @@ def test_layers_are_compared_where_verify_fails_too(run):
     broken = {found.path: found for found in layers(run, *config_of(run))}["export/student.onnx"]
     assert broken.first is not None
     assert broken.layers[broken.first].weights == last.name
+    assert broken.inputs.startswith("batch ")
+
+
+def test_layers_past_their_tolerance_are_exit_code_3(run):
+    from click.testing import CliRunner
+
+    from edgekd.cli.verify import command
+
+    def asked(*options):
+        return CliRunner().invoke(command, [str(run.path), "--layers", "-q", *options])
+
+    assert asked().exit_code == 0
+    strict = asked("--set", "verify.tolerance=1e-12")
+    assert isinstance(strict.exception, StageError)
+    assert strict.exception.exit_code == 3
+    assert "at most 1e-12 is allowed" in strict.exception.what
+    assert "verify fails at " in strict.output
 
 
 def test_a_broken_budget_is_exit_code_1_and_still_a_report(run):
