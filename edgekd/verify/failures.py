@@ -42,7 +42,7 @@ class Failure:
 def check(
     report: VerifyReport, files: Iterable[ExportedFile], log: Path, refused: Iterable[Failure] = ()
 ) -> None:
-    """Raises StageError that names what failed first on the way from PyTorch to the device.
+    """Raises StageError that names what failed first on the way from PyTorch to the device, at its worst.
 
     What comes later is made from that. `log` is written then, with every comparison. `refused` are
     files whose logits could not be compared at all.
@@ -95,7 +95,7 @@ def _steps(file: ExportedFile, files: tuple[ExportedFile, ...]) -> tuple[int, in
 
 
 def _of_edge(edge: Edge) -> Failure:
-    case = next(case for case in edge.cases if not case.passed)
+    case = edge.worst
     key = f"verify.{setting_of(edge.variant, edge.precision)}"
     if case.max_error is None:
         what, fix = case.note, "look at it layer by layer: edgekd verify --layers"
