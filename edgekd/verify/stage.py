@@ -184,7 +184,8 @@ def _layer_verifier(
     run: Run, config: Config, dataset: Dataset, role: Role, module: nn.Module
 ) -> Verifier:
     """As `verify` compares the role's files, to find where they fail."""
-    inputs = _cases(dataset, config)
+    # One by one is fed whatever the batches are.
+    inputs = _cases(dataset, config, [*config.verify.batches, 1])
     verifier = Verifier(
         run.path, config.verify, run.files, lambda _, x: torch_outputs(module, x), inputs
     )
@@ -202,18 +203,18 @@ def _verifier(
         settings,
         context.run.files,
         lambda role, x: torch_outputs(student, x) if role == "student" else teacher.outputs(x),
-        _cases(context.dataset, context.config),
+        _cases(context.dataset, context.config, settings.batches),
     )
     for role, value in before.items():
         verifier.know(PYTORCH, role, value[: settings.samples])
     return verifier
 
 
-def _cases(dataset: Dataset, config: Config) -> list[Case]:
+def _cases(dataset: Dataset, config: Config, batches: list[int]) -> list[Case]:
     samples = dataset.tensor(dataset.test[: config.verify.samples]).numpy()
     axes = dynamic_axes({"input": dataset.tensor(dataset.test[:1])}, config.export)
     free = sorted(axis - 1 for axis in axes["input"] if axis)
-    return cases(samples, config.verify.batches, free)
+    return cases(samples, batches, free)
 
 
 def _keep_examples(
