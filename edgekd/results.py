@@ -428,7 +428,12 @@ class Layer(Record):
 
 
 class LayerComparison(Record):
-    """What `edgekd verify --layers` prints of one file, in the order of execution."""
+    """What `edgekd verify --layers` prints of one file, in the order of execution.
+
+    `inputs` are those of `verify` that the file fails on, by `error` (a share of the largest logit, or
+    why there is none); "" where it passes: then the samples are the first of the test split. `note`
+    is what else is known of a failure, or why there are no layers.
+    """
 
     role: Role
     variant: Variant
@@ -437,7 +442,15 @@ class LayerComparison(Record):
     samples: int
     tolerance: float
     layers: tuple[Layer, ...]
+    inputs: str = ""
+    error: float | str | None = None
     note: str = ""
+
+    @property
+    def broken(self) -> Layer | None:
+        """The first layer past the tolerance, of a file whose layers must not be: INT8's are rounded."""
+        whole = self.variant in ("f32", "f16")
+        return self.layers[self.first] if whole and self.first is not None else None
 
     @property
     def first(self) -> int | None:
@@ -478,7 +491,7 @@ class VerifyReport(Record):
     """`verify/parity.json`; `reference` is the accuracy before export, on the same test split.
 
     Without a teacher that has no answers there.
-    `notes` are what could not be verified on this machine.
+    `notes` are what could not be verified, on this machine or in runtimes that a file is not meant for.
     """
 
     reference: dict[Role, Accuracy]

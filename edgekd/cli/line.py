@@ -80,14 +80,14 @@ def run_until(
 
     started = time.monotonic()
     overrides = (*overrides, *["distill.doctor=false"][:no_doctor])
-    resolved, base, folder = _resolve(config, example, overrides, out)
+    resolved, base, folder = resolve(config, example, overrides, out)
     kept = resolved
     if stage == "gate":
         lasting = tuple(text for text in overrides if not of_gate(text))
-        kept, _, _ = _resolve(config, example, lasting, out)
+        kept, _, _ = resolve(config, example, lasting, out)
         if allow:
             added = f"gate.allow={json.dumps([*resolved.gate.allow, *allow])}"
-            resolved, _, _ = _resolve(config, example, (*overrides, added), out)
+            resolved, _, _ = resolve(config, example, (*overrides, added), out)
     progress = default_progress(quiet)
     # Standard output is for results: what a user's module prints must not get between them.
     with contextlib.redirect_stdout(sys.stderr):
@@ -111,7 +111,7 @@ def run_until(
     return run
 
 
-def _resolve(
+def resolve(
     config: Path | None, example: str | None, overrides: tuple[str, ...], out: Path | None
 ) -> tuple[Config, Path, Path | None]:
     """The configuration, the folder its paths start at, and the run folder if one was named."""

@@ -63,6 +63,7 @@ def run_line(
             record = stages.get(stage.name)
             if record and record.key == key and stage.name != force and run.intact(record):
                 finished[stage.name] = record
+                run.failed(stage.name).unlink(missing_ok=True)
                 continue
             progress.say(stage.name)
             if stage.name == "report" or not (run.path / "run.json").exists():
@@ -75,6 +76,7 @@ def run_line(
                 # Whoever brings what it waits for finds here what that must be made for.
                 _write_manifest(run, kept, base, stages, command)
                 raise
+            run.failed(stage.name).unlink(missing_ok=True)
             done.append(stage.name)
             stages = {**stages, stage.name: finished[stage.name]}
             _write_manifest(run, kept, base, stages, command)

@@ -205,6 +205,10 @@ class Run:
         """Where a stage with this key works until it is done; a killed stage resumes from here."""
         return self.path / ".partial" / f"{stage}-{key[:16]}"
 
+    def failed(self, stage: str) -> Path:
+        """Where a stage that failed leaves what it has found, to be looked at: never its result."""
+        return self.path / f"{stage}-failed.json"
+
     def adopt(self, partial: Path, folder: Path) -> dict[str, Artifact]:
         """Move the finished files of `partial` to `folder`, and say what they are."""
         names = sorted(p.relative_to(partial) for p in partial.rglob("*") if p.is_file())

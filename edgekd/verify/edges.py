@@ -38,6 +38,17 @@ _TOLERANCES = {
 }
 
 
+@dataclass(frozen=True)
+class Hardest:
+    """The kind of inputs that a file fails on most, and the batch `x` of it that differs most.
+
+    `x` None: the file gives nothing for them that could be compared.
+    """
+
+    case: InputCase
+    x: np.ndarray | None
+
+
 @dataclass
 class Verifier:
     """Compares files below `root`. `module` gives a role's PyTorch logits for a batch of inputs.
@@ -73,12 +84,21 @@ class Verifier:
 
         In the runtimes that it is meant for with PyTorch and with the file that it was made from;
         in others that open it, and in `precisions` (runtime, precision), with PyTorch.
+        Raises StageError when a runtime that it is meant for does not open it.
         """
         own = runtimes_for(file.format)
         model = RETRAINED if file.trained else PYTORCH
         found = []
         for runtime in runtimes_for(file.format, all=True):
-            session = open_session(runtime, self.root / file.path)
+            try:
+                session = open_session(runtime, self.root / file.path)
+            except StageError as error:
+                if runtime in own:
+                    raise
+                # Nobody is promised that it runs there.
+                why = error.what.removeprefix("cannot be opened: ")
+                self.notes.append(f"{runtime} does not open {file.path}: {why}")
+                continue
             found.append(self._edge(file, runtime, session, model, whole=runtime in own))
             source = source_of(file, self.files)
             if source is not None and runtime in own:
@@ -88,6 +108,27 @@ class Verifier:
             if lower is not None:
                 found.append(self._edge(file, runtime, lower, model, whole=False))
         return found
+
+    def hardest(self, file: ExportedFile) -> Hardest | None:
+        """Where a file fails against PyTorch in its own runtime; None where it does not.
+
+        Neither for files that were trained further: of what made them there are answers only.
+        """
+        if file.trained:
+            return None
+        runtime = runtimes_for(file.format)[0]
+        session = open_session(runtime, self.root / file.path)
+        edge = self._edge(file, runtime, session, PYTORCH)
+        if edge.passed:
+            return None
+        case = next(case for case in self.cases if case.name == edge.worst.inputs)
+        expected = self._known[PYTORCH, file.role, case.name]
+        found = self._known[file.path, f"{runtime} {session.precision}", case.name]
+        if isinstance(expected, str) or isinstance(found, str) or expected.shape != found.shape:
+            return Hardest(edge.worst, None)
+        errors = np.nan_to_num(np.abs(expected - found), nan=np.inf).max(axis=1)
+        start = int(errors.argmax()) // case.batch * case.batch
+        return Hardest(edge.worst, case.x[start : start + case.batch])
 
     def _lower(self, file: ExportedFile, runtime: str, precision: str) -> Session | None:
         try:
@@ -236,30 +277,6 @@ def source_of(file: ExportedFile, files: Iterable[ExportedFile]) -> ExportedFile
     return None
 
 
-def check_edges(edges: list[Edge]) -> None:
-    """Raises StageError that names the worst of the inputs of the first edge that fails."""
-    failed = [edge for edge in edges if not edge.passed]
-    if not failed:
-        return
-    edge = failed[0]
-    case = next(case for case in edge.cases if not case.passed)
-    coarser = max((edge.variant, edge.precision), key=[*_TOLERANCES].index)
-    key = f"verify.{_TOLERANCES[coarser]}"
-    if case.max_error is None:
-        what, fix = case.note, "look at it layer by layer: edgekd verify --layers"
-    else:
-        what = (
-            f"its logits differ from those of {edge.source} by {case.max_error:.2e} of the largest; "
-            f"at most {case.tolerance:g} is allowed"
-        )
-        fix = f"edgekd verify --layers names the layer; if it is acceptable to you, raise {key}"
-    raise StageError(
-        f"{what} ({len(failed)} of {len(edges)} comparisons fail)",
-        where=f"{edge.path} in {edge.runtime}, {edge.precision}, {case.inputs}",
-        fix=fix,
-    )
-
-
 def torch_outputs(module: nn.Module, x: np.ndarray) -> np.ndarray:
     """The module's logits for inputs (n, …)."""
     import torch
@@ -273,3 +290,8 @@ def tolerance_for(settings: Verify, variant: str, precision: str) -> float:
     """Of a file's weights and of what it is computed in, the one that allows more."""
     allowed: list[float] = [getattr(settings, _TOLERANCES[kind]) for kind in (variant, precision)]
     return max(allowed)
+
+
+def setting_of(variant: str, precision: str) -> str:
+    """The key of `verify` with the tolerance of what is coarser: a file's weights, or its computing."""
+    return _TOLERANCES[max((variant, precision), key=[*_TOLERANCES].index)]

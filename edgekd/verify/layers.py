@@ -13,7 +13,7 @@ import numpy as np
 from edgekd.config.schema import Verify
 from edgekd.errors import StageError
 from edgekd.results import ExportedFile, Layer, LayerComparison
-from edgekd.verify.edges import tolerance_for
+from edgekd.verify.edges import Hardest, tolerance_for, torch_outputs
 from edgekd.verify.parity import relative
 from edgekd.verify.sessions import one_line, open_session, runtimes_for
 
@@ -39,15 +39,26 @@ class Place:
 
 
 def compare_layers(
-    file: ExportedFile, root: Path, module: nn.Module, x: np.ndarray, onnx: Path, settings: Verify
+    file: ExportedFile,
+    root: Path,
+    module: nn.Module,
+    x: np.ndarray,
+    onnx: Path,
+    settings: Verify,
+    failed: Hardest | None = None,
 ) -> LayerComparison:
     """Every module of `module` whose output is a tensor in the file, fed the samples `x` (n, …).
 
     `onnx` is the role's float32 ONNX file, which says what tensor is whose: those that are made
-    from it keep the names. Raises StageError when a file cannot be opened.
+    from it keep the names. Where `failed` is given, its inputs and tolerance are taken instead.
+    Raises StageError when a file cannot be opened.
     """
     runtime = runtimes_for(file.format)[0]
     tolerance = tolerance_for(settings, file.variant, "f32")
+    several = x
+    if failed is not None:
+        x = x if failed.x is None else failed.x
+        tolerance = failed.case.tolerance or tolerance
     expected = module_outputs(module, x)
     known = [place for place in places(onnx) if place.module in expected]
     open_session(runtime, root / file.path)
@@ -70,10 +81,32 @@ def compare_layers(
             )
         )  # fmt: skip
     note = "" if layers else _NO_LAYERS
+    if failed is not None and layers:
+        note = unsteady(module, several, tolerance)
     return LayerComparison(
         role=file.role, variant=file.variant, path=file.path, runtime=runtime, samples=len(x),
         tolerance=tolerance, layers=tuple(layers), note=note,
+        inputs="" if failed is None else failed.case.inputs,
+        error=None if failed is None else failed.case.max_error or failed.case.note,
     )  # fmt: skip
+
+
+def unsteady(module: nn.Module, x: np.ndarray, tolerance: float) -> str:
+    """Whether PyTorch itself gives other logits when asked again, or one by one: no file can follow."""
+    asked = torch_outputs(module, x)
+    for how, again in (
+        ("when asked again (something in it is random in eval mode)", torch_outputs(module, x)),
+        (
+            "one by one than in a batch (it mixes the samples of a batch)",
+            np.concatenate([torch_outputs(module, x[i : i + 1]) for i in range(len(x))]),
+        ),
+    ):
+        if again.shape != asked.shape:
+            continue
+        error, _ = relative(asked, again)
+        if error is None or error > tolerance:
+            return f"PyTorch itself gives other logits {how}; no file can follow that"
+    return ""
 
 
 _NO_LAYERS = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,10 +71,32 @@ def outputs(session: Session, x: Inputs, batch: int, *, where: str) -> np.ndarra
 
 
 def one_line(error: BaseException) -> str:
-    """What a runtime says, in one line: the last that is not a place in its source code."""
+    """What a runtime says, in one line: the first that is not a place in its source code.
+
+    Of what OpenVINO could not convert, every operator and why.
+    """
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith(("Exception from", "Check '"))] or lines
-    return f"{type(error).__name__}: {told[0][:300]}" if told else type(error).__name__
+    text = _unconverted(str(error)) or (told[0][:300] if told else "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-_AGAIN = "the file is not what edgekd wrote; export it again (edgekd export --force)"
+def _unconverted(text: str) -> str:
+    """Below a headline that names none OpenVINO lists operators, each with what went wrong last."""
+    unknown = [f"no conversion of operator {name}" for name in _UNKNOWN.findall(text)]
+    failed = [
+        f"operator {name}: {cause.strip().splitlines()[-1]}"
+        for name, cause in _FAILED.findall(text)
+        if cause.strip()
+    ]
+    return "; ".join(unknown + failed)[:1000]
+
+
+_UNKNOWN = re.compile(r"^-- No conversion rule found for operations: (.+)$", re.M)
+_FAILED = re.compile(
+    r"^-- (\S+) with a message:\n(.*?)(?=^-- \S+ with a message:|^Summary:|\Z)", re.M | re.S
+)
+_AGAIN = (
+    "it was damaged, or the runtime cannot execute this network; "
+    "export it again (edgekd export --force)"
+)

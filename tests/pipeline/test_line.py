@@ -24,6 +24,7 @@ from edgekd.pipeline.line import run_line
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import NAMES
 from edgekd.progress import Silent
+from edgekd.results import VerifyReport
 
 # Real data and networks, as small and short as they can be.
 TINY = {
@@ -309,9 +310,20 @@ def test_a_failing_stage_leaves_earlier_artifacts_intact(run):
 
 
 def test_a_tolerance_that_no_file_meets_fails_the_run(run):
-    with pytest.raises(StageError, match=r"differ from PyTorch(.|\n)*verify\.tolerance") as caught:
+    before = (run.path / "verify/parity.json").read_bytes()
+    with pytest.raises(
+        StageError, match=r"differ from those of PyTorch(.|\n)*verify\.tolerance"
+    ) as caught:
         line(run.path, verify={"tolerance": 1e-12})
     assert caught.value.exit_code == 3
+    # Every comparison is there to be looked at, and is not the stage's result.
+    log = run.path / "verify-failed.json"
+    assert str(log) in str(caught.value)
+    found = VerifyReport.read(log)
+    assert {edge.path for edge in found.edges} == {file.path for file in run.files}
+    assert (run.path / "verify/parity.json").read_bytes() == before
+    assert line(run.path, until="verify")[1] == []
+    assert not log.exists()
 
 
 def test_the_precision_of_a_target_is_verified_too(run, tmp_path):
@@ -355,6 +367,23 @@ def test_layers_are_compared_where_verify_fails_too(run):
     broken = {found.path: found for found in layers(run, *config_of(run))}["export/student.onnx"]
     assert broken.first is not None
     assert broken.layers[broken.first].weights == last.name
+    assert broken.inputs.startswith("batch ")
+
+
+def test_layers_past_their_tolerance_are_exit_code_3(run):
+    from click.testing import CliRunner
+
+    from edgekd.cli.verify import command
+
+    def asked(*options):
+        return CliRunner().invoke(command, [str(run.path), "--layers", "-q", *options])
+
+    assert asked().exit_code == 0
+    strict = asked("--set", "verify.tolerance=1e-12")
+    assert isinstance(strict.exception, StageError)
+    assert strict.exception.exit_code == 3
+    assert "at most 1e-12 is allowed" in strict.exception.what
+    assert "verify fails at " in strict.output
 
 
 def test_a_broken_budget_is_exit_code_1_and_still_a_report(run):

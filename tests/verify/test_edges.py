@@ -7,8 +7,9 @@ import torch
 
 from edgekd.config.schema import Verify
 from edgekd.errors import StageError
-from edgekd.results import ExportedFile
-from edgekd.verify.edges import RETRAINED, Verifier, check_edges, judge, source_of, torch_outputs
+from edgekd.results import Edge, ExportedFile, InputCase, VerifyReport
+from edgekd.verify.edges import RETRAINED, Verifier, judge, source_of, torch_outputs
+from edgekd.verify.failures import check, failures
 from edgekd.verify.inputs import Case, cases
 
 SETTINGS = Verify(batches=[1, 3, 7, 16])
@@ -51,7 +52,7 @@ def test_a_file_is_compared_with_pytorch_and_its_source_in_all_that_opens_it(exp
         assert all(case.tolerance and case.max_error < 1e-5 for case in edge.cases)
         low, high = edge.cases[0].agreement_interval
         assert 0.85 < low < high == 1
-    check_edges(onnx_edges + ir_edges)
+    assert failures(report(onnx_edges + ir_edges), exported.files) == []
 
 
 def test_errors_are_those_of_a_loop_over_single_samples(exported, verifier):
@@ -64,7 +65,11 @@ def test_errors_are_those_of_a_loop_over_single_samples(exported, verifier):
             assert np.allclose(session.run(None, {"input": x[None]})[0], expected, atol=1e-5)
 
 
-def test_another_function_fails_and_the_worst_file_is_named(exported):
+def report(edges, files=()):
+    return VerifyReport(reference={}, files=tuple(files), edges=tuple(edges))
+
+
+def test_another_function_fails_and_the_file_is_named(exported, tmp_path):
     swapped = {"teacher": "student", "student": "teacher"}
     other = verifier_of(
         exported, exported.files, lambda role, x: torch_outputs(exported.modules[swapped[role]], x)
@@ -74,9 +79,84 @@ def test_another_function_fails_and_the_worst_file_is_named(exported):
     with pytest.raises(
         StageError, match=r"student\.onnx in onnxruntime, f32, batch 16: its logits"
     ) as e:
-        check_edges(edges)
+        check(report(edges), exported.files, tmp_path / "log.json")
     assert "verify.tolerance" in str(e.value)
     assert "--layers" in str(e.value)
+
+
+def test_a_file_that_another_runtime_does_not_open_is_a_note_and_in_its_own_an_error(
+    exported, tmp_path
+):
+    """ONNX Runtime's own operators, as in INT4 files, are nothing that OpenVINO knows."""
+    model = onnx.load(exported.folder / "student.onnx")
+    logits = model.graph.output[0].name
+    last = next(node for node in model.graph.node if logits in node.output)
+    last.output[:] = ["before"]
+    # It copies.
+    own = onnx.helper.make_node("SampleOp", ["before"], [logits], domain="com.microsoft")
+    model.graph.node.append(own)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, tmp_path / "own.onnx")
+    file = of(exported, "onnx").model_copy(update={"path": str(tmp_path / "own.onnx")})
+    verifier = verifier_of(exported, (file,))
+    edges = verifier.edges(file)
+    assert [(edge.runtime, edge.passed) for edge in edges] == [("onnxruntime", True)]
+    (note,) = verifier.notes
+    assert note.startswith(f"openvino does not open {file.path}: ")
+    assert "com.microsoft.SampleOp" in note
+    ir = of(exported, "openvino").model_copy(update={"path": str(tmp_path / "own.onnx")})
+    with pytest.raises(StageError, match=r"SampleOp"):
+        verifier_of(exported, (ir,)).edges(ir)
+
+
+def failing(path, error, tolerance, variant="f32", runtime="onnxruntime", source="PyTorch"):
+    case = InputCase(
+        inputs="batch 16",
+        samples=16,
+        max_error=error,
+        tolerance=tolerance,
+        passed=error <= tolerance,
+    )
+    return Edge(
+        role="student", variant=variant, path=path, runtime=runtime, precision="f32", source=source,
+        cases=(case,),
+    )  # fmt: skip
+
+
+def test_what_fails_first_on_the_way_from_pytorch_is_named_and_the_rest_told(exported, tmp_path):
+    """Not what differs most: INT8 may, and is made from what is wrong already."""
+    whole, ir = of(exported, "onnx"), of(exported, "openvino")
+    ir = ir.model_copy(update={"producer": "openvino from ONNX"})
+    int8 = whole.model_copy(update={"variant": "int8", "path": "quantized/student-int8.onnx"})
+    found = report(
+        [
+            failing(int8.path, 0.52, 0.25, "int8"),
+            failing(ir.path, 0.3, 1e-4, runtime="openvino"),
+            failing(whole.path, 0.3, 1e-4),
+            failing(whole.path, 1e-6, 1e-4, runtime="openvino"),
+        ]
+    )
+    with pytest.raises(StageError) as caught:
+        check(found, (int8, ir, whole), tmp_path / "log.json")
+    assert caught.value.where == "export/student.onnx in onnxruntime, f32, batch 16"
+    assert caught.value.what.endswith(
+        "2 others fail: export/student.xml in openvino by 3.0e-01 (limit 0.0001), "
+        "quantized/student-int8.onnx in onnxruntime by 5.2e-01 (limit 0.25)"
+    )
+    assert "verify.tolerance" in caught.value.fix
+    assert str(tmp_path / "log.json") in caught.value.fix
+    assert VerifyReport.read(tmp_path / "log.json") == found
+
+
+def test_a_coarse_int8_file_is_not_called_another_function(exported, tmp_path):
+    int8 = of(exported, "onnx").model_copy(update={"variant": "int8", "path": "int8.onnx"})
+    with pytest.raises(StageError) as caught:
+        check(report([failing("int8.onnx", 0.3, 0.25, "int8")]), (int8,), tmp_path / "log.json")
+    fix = caught.value.fix
+    assert "more samples or another range" in fix
+    assert "quantize.max_drop" in fix
+    assert "verify.int8_tolerance" in fix
+    assert "--layers" not in fix
 
 
 def test_a_file_for_one_batch_size_only_fails_where_another_is_fed(exported, tmp_path):
@@ -88,7 +168,7 @@ def test_a_file_for_one_batch_size_only_fails_where_another_is_fed(exported, tmp
     failed = {case.inputs for case in edge.cases if not case.passed}
     assert failed == {"batch 16", "batch 3", "batch 7", "saturated both"}
     with pytest.raises(StageError, match=r"batch 16: fails for inputs of shape \(16, 1, 8, 8\)"):
-        check_edges([edge])
+        check(report([edge]), (file,), tmp_path / "log.json")
 
 
 def test_a_lower_precision_is_verified_where_this_cpu_has_it_and_told_where_not(exported, verifier):

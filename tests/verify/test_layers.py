@@ -14,7 +14,9 @@ from edgekd.errors import StageError
 from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.models.resolve import build
 from edgekd.results import ExportedFile, InputSpec, ModelCard
-from edgekd.verify.layers import compare_layers, module_outputs, places
+from edgekd.verify.edges import Verifier, torch_outputs
+from edgekd.verify.inputs import cases
+from edgekd.verify.layers import compare_layers, module_outputs, places, unsteady
 
 BROKEN = "layer2.0.conv2.weight"
 
@@ -44,10 +46,10 @@ def file(format, path, variant="f32"):
                         seconds=0)  # fmt: skip
 
 
-def compared(resnet, one, root=None, **settings):
+def compared(resnet, one, root=None, failed=None, **settings):
     return compare_layers(
         one, root or resnet.root, resnet.module, resnet.inputs[:8], resnet.root / "student.onnx",
-        Verify(**settings),
+        Verify(**settings), failed,
     )  # fmt: skip
 
 
@@ -145,6 +147,66 @@ def test_modules_that_run_twice_or_work_in_place_are_not_mistaken():
     assert set(module_outputs(module, np.ones((2, 4), np.float32))) == {""}
     chain = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(inplace=True))
     assert module_outputs(chain, np.ones((2, 4), np.float32))["0"].min() < 0
+
+
+def verifier(resnet):
+    files = (file("onnx", "student.onnx"),)
+    return Verifier(
+        resnet.root, Verify(batches=[16]), files,
+        lambda role, x: torch_outputs(resnet.module, x),
+        [case for case in cases(resnet.inputs, [16]) if case.real],
+    )  # fmt: skip
+
+
+def test_where_a_file_fails_its_layers_are_compared_on_what_it_fails_on(resnet):
+    """In large batches a block gives something else, which no look at eight samples finds."""
+    one = file("onnx", "student.onnx")
+    assert verifier(resnet).hardest(one) is None
+    hook = resnet.module.layer2[0].register_forward_hook(
+        lambda module, inputs, output: output + 1 if len(output) > 8 else output
+    )
+    try:
+        assert compared(resnet, one).first is None
+        hardest = verifier(resnet).hardest(one)
+        assert hardest.case.inputs == "batch 16"
+        assert hardest.x.shape == (16, 1, 8, 8)
+        found = compared(resnet, one, failed=hardest)
+        assert (found.inputs, found.samples) == ("batch 16", 16)
+        assert found.error == hardest.case.max_error
+        assert found.broken == found.layers[found.first]
+        assert found.broken.module == "layer2.0"
+        assert found.model_copy(update={"variant": "int8"}).broken is None
+    finally:
+        hook.remove()
+
+
+def test_the_batch_that_differs_most_is_looked_at(resnet):
+    odd = resnet.inputs[20]
+
+    def answers(role, x):
+        found = torch_outputs(resnet.module, x)
+        return found + np.float32(10) * (x == odd).all(axis=(1, 2, 3))[:, None]
+
+    other = verifier(resnet)
+    other.module = answers
+    hardest = other.hardest(file("onnx", "student.onnx"))
+    assert (hardest.x == odd).all(axis=(1, 2, 3)).any()
+    assert len(hardest.x) == 16
+
+
+def test_a_network_that_is_random_or_mixes_samples_is_told_to_be(resnet):
+    class Noise(torch.nn.Module):
+        def forward(self, x):
+            return x.mean((2, 3)) + torch.rand(len(x), 1)
+
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return (x - x.mean(0)).mean((2, 3)) + 1
+
+    few = resnet.inputs[:4]
+    assert unsteady(resnet.module, few, 1e-4) == ""
+    assert "random in eval mode" in unsteady(Noise(), few, 1e-4)
+    assert "mixes the samples" in unsteady(Mean(), few, 1e-4)
 
 
 def test_a_file_without_the_onnx_files_names_says_so(resnet, tmp_path):

@@ -87,3 +87,25 @@ def test_samples_are_fed_in_batches_and_come_back_in_order(student, exported):
     whole = outputs(session, exported.inputs, 100, where="x")
     assert whole.shape == (32, 10)
     assert np.allclose(outputs(session, exported.inputs, 7, where="x"), whole, atol=1e-5)
+
+
+def test_what_openvino_does_not_convert_is_told_with_its_operator_and_cause(tmp_path):
+    node = onnx.helper.make_node("Foo", ["x"], ["y"], domain="com.microsoft")
+    rank = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    weights = onnx.numpy_helper.from_array(np.ones((5, 2), np.float32), "w")
+    for name, operator in (("unknown", node), ("shape", rank)):
+        values = [
+            onnx.helper.make_tensor_value_info(v, onnx.TensorProto.FLOAT, ["n", 3]) for v in "xy"
+        ]
+        graph = onnx.helper.make_graph([operator], "g", values[:1], values[1:], [weights])
+        sets = [onnx.helper.make_opsetid("", 20), onnx.helper.make_opsetid("com.microsoft", 1)]
+        onnx.save(onnx.helper.make_model(graph, opset_imports=sets), tmp_path / f"{name}.onnx")
+    with pytest.raises(
+        StageError, match=r"no conversion of operator com\.microsoft\.Foo"
+    ) as unknown:
+        open_session("openvino", tmp_path / "unknown.onnx")
+    with pytest.raises(StageError, match=r"operator MatMul\S*: Incompatible MatMul") as shape:
+        open_session("openvino", tmp_path / "shape.onnx")
+    for caught in (unknown, shape):
+        assert len(caught.value.what.splitlines()) == 1
+        assert "is not what edgekd wrote" not in str(caught.value)
