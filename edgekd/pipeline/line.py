@@ -54,12 +54,13 @@ def run_line(
         stages = _recorded(run)
         finished: dict[str, StageRecord] = {}
         for stage in LINE[: NAMES.index(until) + 1]:
-            digests = run.imported(config.profile.targets) | {
+            made = {
                 path: artifact.sha256
                 for record in finished.values()
                 for path, artifact in record.artifacts.items()
             }
-            key = sha256_json(stage.inputs(config, base, digests))
+            brought = run.imported(config.profile.targets)
+            key = sha256_json(stage.inputs(config, base, brought | made))
             record = stages.get(stage.name)
             if record and record.key == key and stage.name != force and run.intact(record):
                 finished[stage.name] = record
@@ -70,11 +71,16 @@ def run_line(
                 # with what it made, so that one that fails leaves the run as it was.
                 _write_manifest(run, kept, base, stages, command)
             try:
-                finished[stage.name] = _do(stage, key, config, base, run, progress, force)
+                record = _do(stage, key, config, base, run, progress, force)
             except Waiting:
                 # Whoever brings what it waits for finds here what that must be made for.
                 _write_manifest(run, kept, base, stages, command)
                 raise
+            except StageError:
+                if stage.name == "verify":
+                    _withdraw(run, stage.name)
+                raise
+            finished[stage.name] = record.model_copy(update={"inputs": stage.needed(made)})
             done.append(stage.name)
             stages = {**stages, stage.name: finished[stage.name]}
             _write_manifest(run, kept, base, stages, command)
@@ -149,6 +155,14 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _withdraw(run: Run, stage: str) -> None:
+    """Files that have just failed have not passed, whatever was said of them before."""
+    if (run.path / "run.json").exists():
+        manifest = run.manifest
+        stages = {name: record for name, record in manifest.stages.items() if name != stage}
+        run.write_manifest(manifest.model_copy(update={"stages": stages}))
 
 
 def _recorded(run: Run) -> dict[str, StageRecord]:

@@ -40,13 +40,17 @@ class Artifact(Record):
 
 
 class StageRecord(Record):
-    """A finished stage. `key` hashes its configuration part, its inputs and its version."""
+    """A finished stage. `key` hashes its configuration part, its inputs and its version.
+
+    `inputs` are the SHA-256 of the earlier artifacts it was made from, by path.
+    """
 
     key: str
     started: str
     seconds: float
     artifacts: dict[str, Artifact]
     reused_from: str | None = None
+    inputs: dict[str, str] | None = None
 
     @field_validator("artifacts")
     @classmethod

@@ -22,6 +22,7 @@ from edgekd.config.schema import Config
 from edgekd.data.resolve import load
 from edgekd.errors import UsageError
 from edgekd.pipeline.run import Run
+from edgekd.pipeline.standing import standing
 from edgekd.profile.measure import Entry, list_entries, make_plan
 from edgekd.profile.parcel import pack, runner
 from edgekd.profile.targets import Target
@@ -76,9 +77,9 @@ def record_path(run: Run, target: str, identity: str) -> Path:
 
 
 def _check_verified(run: Run) -> None:
-    stages = run.manifest.stages
+    stages = standing(run, intact=True)
     for name in _STAGES:
-        if name not in stages or not run.intact(stages[name]):
+        if name not in stages:
             raise UsageError(
                 f"stage {name} is not done, or its files were changed since",
                 where=str(run.path),

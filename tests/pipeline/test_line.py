@@ -16,6 +16,7 @@ import pytest
 import edgekd
 from edgekd import api
 from edgekd.artifacts import sha256_file
+from edgekd.cli.summary import print_summary
 from edgekd.errors import Interrupted, StageError, UsageError
 from edgekd.gate import baseline as gate_baseline
 from edgekd.gate.baseline import Pair, _check_comparable
@@ -23,7 +24,9 @@ from edgekd.gate.counterparts import Counterpart
 from edgekd.pipeline.line import run_line
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import NAMES
+from edgekd.profile.bundle import _check_verified
 from edgekd.progress import Silent
+from edgekd.report.data import document
 
 # Real data and networks, as small and short as they can be.
 TINY = {
@@ -312,6 +315,52 @@ def test_a_tolerance_that_no_file_meets_fails_the_run(run):
     with pytest.raises(StageError, match=r"differ from PyTorch(.|\n)*verify\.tolerance") as caught:
         line(run.path, verify={"tolerance": 1e-12})
     assert caught.value.exit_code == 3
+
+
+def told(run, capsys):
+    """What a command says at its end."""
+    capsys.readouterr()
+    print_summary(run)
+    return capsys.readouterr().out
+
+
+def test_what_was_said_of_files_that_were_made_anew_is_not_said_again(run, capsys):
+    assert "not done yet" not in told(run, capsys)
+    line(run.path, "quantize", quantize={})
+    text = told(run, capsys)
+    assert "not done yet: verify, profile, gate" in text
+    assert "parity" not in text
+    assert "is older than these figures" in text
+    assert document(run)["missing"] == ["verify", "profile", "gate"]
+    with pytest.raises(UsageError, match="stage verify is not done, or its files were changed"):
+        _check_verified(run)
+    # The very same files as before: what was said holds again, and nothing is measured anew.
+    line(run.path, "quantize")
+    assert "not done yet" not in told(run, capsys)
+    assert line(run.path)[1] == []
+
+
+def test_a_verify_that_fails_withdraws_the_verdict(run, capsys):
+    with pytest.raises(StageError, match="differ from PyTorch"):
+        line(run.path, verify={"tolerance": 1e-12})
+    text = told(run, capsys)
+    assert "not done yet: verify, gate" in text
+    assert "is older than these figures" in text
+    assert run.manifest.config["verify"]["tolerance"] > 1e-12
+    assert line(run.path)[1] == ["verify"]
+    assert "not done yet" not in told(run, capsys)
+
+
+@pytest.mark.parametrize("spoilt", ["deleted", "edited"])
+def test_a_later_stage_that_was_spoilt_is_not_done_for_a_command_that_stops_before(
+    run, capsys, spoilt
+):
+    if spoilt == "deleted":
+        shutil.rmtree(run.path / "verify")
+    else:
+        (run.path / "verify/parity.json").write_text("{}")
+    line(run.path, "quantize")
+    assert "not done yet: verify, gate" in told(run, capsys)
 
 
 def test_the_precision_of_a_target_is_verified_too(run, tmp_path):
