@@ -62,10 +62,15 @@ def run_line(
             brought = run.imported(config.profile.targets)
             key = sha256_json(stage.inputs(config, base, brought | made))
             record = stages.get(stage.name)
-            if record and record.key == key and stage.name != force and run.intact(record):
-                finished[stage.name] = record
-                continue
+            spoilt: list[str] = []
+            if record and record.key == key and stage.name != force:
+                spoilt = run.spoilt(record)
+                if not spoilt:
+                    finished[stage.name] = record
+                    continue
             progress.say(stage.name)
+            if spoilt:
+                progress.say(f"  {_spoilt(run, spoilt)}: {stage.name} is done again")
             if stage.name == "report" or not (run.path / "run.json").exists():
                 # The report reads the manifest. Otherwise a configuration is written down only
                 # with what it made, so that one that fails leaves the run as it was.
@@ -163,6 +168,12 @@ def _withdraw(run: Run, stage: str) -> None:
         manifest = run.manifest
         stages = {name: record for name, record in manifest.stages.items() if name != stage}
         run.write_manifest(manifest.model_copy(update={"stages": stages}))
+
+
+def _spoilt(run: Run, names: list[str]) -> str:
+    missing = not (run.path / names[0]).exists()
+    others = f" (and {len(names) - 1} more)" if names[1:] else ""
+    return f"{names[0]} {'is missing' if missing else 'was changed since it was made'}{others}"
 
 
 def _recorded(run: Run) -> dict[str, StageRecord]:

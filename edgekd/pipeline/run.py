@@ -163,10 +163,15 @@ class Run:
 
     def intact(self, record: StageRecord) -> bool:
         """Whether every artifact of a finished stage is still what it was."""
-        return all(
-            self._unchanged(self.path / name, artifact)
+        return not self.spoilt(record)
+
+    def spoilt(self, record: StageRecord) -> list[str]:
+        """The artifacts of a finished stage that are missing or were changed since, by name."""
+        return [
+            name
             for name, artifact in record.artifacts.items()
-        )
+            if not self._unchanged(self.path / name, artifact)
+        ]
 
     @staticmethod
     def _unchanged(path: Path, artifact: Artifact) -> bool:
@@ -230,7 +235,7 @@ class Run:
         """Link a finished stage with the same key from a neighbouring run into `partial`.
 
         Returns the run it came from. Artifacts are only ever replaced by rename, so that a
-        hard link stays what it is.
+        hard link stays what it is. What a neighbour has is believed by its content alone.
         """
         for manifest_path in sorted(self.path.parent.glob("*/run.json")):
             other = Run(manifest_path.parent)
@@ -238,7 +243,12 @@ class Run:
                 continue
             with contextlib.suppress(UsageError, OSError):
                 record = other.manifest.stages.get(stage)
-                if record is None or record.key != key or not other.intact(record):
+                if record is None or record.key != key:
+                    continue
+                if any(
+                    sha256_file(other.path / name) != artifact.sha256
+                    for name, artifact in record.artifacts.items()
+                ):
                     continue
                 for name in record.artifacts:
                     link = partial / Path(name).relative_to(Path(name).parts[0])

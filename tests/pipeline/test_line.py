@@ -55,10 +55,16 @@ def merged(base, changes):
     return result
 
 
-def line(out, until="report", *, force=None, **changes):
+def line(out, until="report", *, force=None, progress=None, **changes):
     config, base = api.resolve(merged(TINY, changes))
     return run_line(
-        config, base=base, out=out, until=until, force=force, progress=Silent(), command="test"
+        config,
+        base=base,
+        out=out,
+        until=until,
+        force=force,
+        progress=progress or Silent(),
+        command="test",
     )
 
 
@@ -161,16 +167,31 @@ def test_a_quantized_run_deploys_gates_and_reports_int8_files(run):
     assert not with_test & set(run.quantize.calibration.samples)
 
 
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
 def test_a_lost_or_damaged_artifact_is_made_again(run):
     (run.path / "gate/gate.json").unlink()
-    assert line(run.path)[1] == ["gate"]
+    heard = Heard()
+    assert line(run.path, progress=heard)[1] == ["gate"]
+    assert "  gate/gate.json is missing: gate is done again" in heard.lines
     weights_file = run.path / "student/model.safetensors"
     before = sha256_file(weights_file)
     data = bytearray(weights_file.read_bytes())
     data[-1] ^= 1
     weights_file.write_bytes(data)
-    assert line(run.path, "distill")[1] == ["distill"]
+    (run.path / "student/metrics.json").unlink()
+    assert line(run.path, "distill", progress=heard)[1] == ["distill"]
     assert sha256_file(weights_file) == before
+    said = "student/metrics.json is missing (and 1 more): distill is done again"
+    assert f"  {said}" in heard.lines
 
 
 def test_a_touched_artifact_is_still_what_it_was(run):
@@ -226,6 +247,18 @@ def test_a_neighbouring_run_with_the_same_teacher_lends_it(run):
     assert record.reused_from == str(run.path)
     assert weights(other, "teacher") == weights(run, "teacher")
     assert weights(other) != weights(run)
+
+
+def test_a_neighbour_whose_file_was_changed_lends_nothing_however_well_it_hides_that(run):
+    path = run.path / "teacher/model.safetensors"
+    honest, stat = sha256_file(path), path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other, _ = line(run.path.parent / "other", "teacher")
+    assert other.manifest.stages["teacher"].reused_from is None
+    assert weights(other, "teacher") == honest
 
 
 def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
