@@ -111,12 +111,30 @@ class Run:
     @property
     def export(self) -> ExportReport:
         """The deployable files."""
-        return ExportReport.read(self.path / "export/export.json")
+        path = self.path / "export/export.json"
+        report = ExportReport.read(path)
+        self._check_inside((*report.files, *report.device), path)
+        return report
 
     @property
     def quantize(self) -> QuantizeReport:
         """The INT8 files, if any, and what they were calibrated with."""
-        return QuantizeReport.read(self.path / "quantized/quantize.json")
+        path = self.path / "quantized/quantize.json"
+        report = QuantizeReport.read(path)
+        self._check_inside((*report.files, *report.device), path)
+        return report
+
+    def _check_inside(self, files: Iterable[ExportedFile], report: Path) -> None:
+        """A run folder from elsewhere must not make us open, pack up or send a file of ours."""
+        root = self.path.resolve()
+        for part in (part for file in files for part in (file.path, *file.files)):
+            # No system has a path with a null character, and resolve() fails on it.
+            if "\0" in part or not (root / part).resolve().is_relative_to(root):
+                raise UsageError(
+                    f"{part!r} is outside the run folder",
+                    where=str(report),
+                    fix="this file is not what edgekd wrote; delete it and run again",
+                )
 
     @property
     def files(self) -> tuple[ExportedFile, ...]:

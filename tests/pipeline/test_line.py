@@ -457,6 +457,35 @@ def test_an_edited_result_is_one_clear_error(run):
         run.gate  # noqa: B018
 
 
+@pytest.mark.parametrize("part", ["../../../etc/passwd", "/etc/passwd", "export/link", "a\0b"])
+@pytest.mark.parametrize("key", ["path", "files"])
+def test_a_run_that_names_files_outside_its_folder_is_refused(run, key, part):
+    (run.path / "export/link").symlink_to("/etc/passwd")
+    path = run.path / "export/export.json"
+    export = json.loads(path.read_text())
+    export["files"][0][key] = part if key == "path" else [part]
+    path.write_text(json.dumps(export))
+    with pytest.raises(UsageError, match=r"export\.json: .* is outside the run folder"):
+        run.files  # noqa: B018
+
+
+def test_quantize_follows_no_path_out_of_the_run_folder(run):
+    path, manifest = run.path / "export/export.json", run.path / "run.json"
+    honest = sha256_file(path)
+    export = json.loads(path.read_text())
+    student = next(file for file in export["files"] if file["role"] == "student")
+    student["path"] = "../../../etc/passwd"
+    path.write_text(json.dumps(export))
+    stat = path.stat()
+    value = json.loads(manifest.read_text().replace(honest, sha256_file(path)))
+    value["stages"]["export"]["artifacts"]["export/export.json"] |= {
+        "size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
+    }  # fmt: skip
+    manifest.write_text(json.dumps(value))
+    with pytest.raises(UsageError, match=r"passwd' is outside the run folder"):
+        line(run.path, "quantize", quantize={})
+
+
 def test_an_unwritable_output_is_one_clear_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
