@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -106,13 +107,14 @@ def _do(
     folder = run.partial(stage.name, key)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _tidy(folder)
     source = None
     if stage.shareable and stage.name != force:
         source = run.borrow(stage.name, key, folder)
     if source is not None:
         progress.say(f"  the same {stage.name} was done in {source}; reused")
     else:
-        with _user_errors(stage.name, folder), _terminable():
+        with _removed_if_empty(folder), _user_errors(stage.name, folder), _terminable():
             together.announce(stage.name)
             stage.work(Context(config, base, run, folder, progress))
     artifacts = run.adopt(folder, run.path / stage.folder)
@@ -123,6 +125,27 @@ def _do(
         artifacts=artifacts,
         reused_from=str(source) if source else None,
     )
+
+
+def _tidy(folder: Path) -> None:
+    """Without the temporary files, which all begin with a dot, of an attempt that was killed."""
+    for left in list(folder.rglob(".*")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """A stage that fails leaves its folder only where there is something in it to go on from."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
+        raise
 
 
 @contextlib.contextmanager

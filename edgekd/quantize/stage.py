@@ -152,7 +152,7 @@ class _Work:
         """Calibrated; by the backend that is faster on the target where the recipe leaves it open."""
         root, progress = self.context.run.path, self.context.progress
         onnx = next((root / f.path for f in self.sources if f.format == "onnx"), None)
-        source = Source(exported.format, root / exported.path, onnx)
+        source = Source(exported.format, root / exported.path, onnx, self.context.folder)
         samples: list[Inputs] = list(self.samples[:, None])
         names = usable(source, self.recipe)
         where = place(self.targets, exported.format) if len(names) > 1 else None

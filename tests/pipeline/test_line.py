@@ -484,6 +484,30 @@ def test_quantize_follows_no_path_out_of_the_run_folder(run):
     manifest.write_text(json.dumps(value))
     with pytest.raises(UsageError, match=r"passwd' is outside the run folder"):
         line(run.path, "quantize", quantize={})
+    assert not (run.path / ".partial").exists()
+
+
+KILLED_WHILE_IT_CALIBRATES = """
+import os, sys
+from edgekd.cli import main
+from edgekd.quantize.backends import onnxruntime
+onnxruntime._Reader.get_next = lambda reader: os._exit(9)
+main()
+"""
+
+
+def test_a_calibration_that_was_killed_leaves_nothing_once_it_was_done_again(run, tmp_path):
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration/ort.yaml").write_text("{name: ort, backend: onnxruntime, samples: 8}")
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps(merged(TINY, {"quantize": {"recipe": "ort"}})))
+    arguments = ["quantize", str(config), "--out", str(run.path), "-q"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_CALIBRATES, *arguments])
+    assert killed.returncode == 9
+    assert list(run.path.glob(".partial/quantize-*/.edgekd-calibrate-*"))
+    subprocess.run([sys.executable, "-m", "edgekd", *arguments], check=True)
+    assert not (run.path / ".partial").exists()
+    assert not list((run.path / "quantized").glob(".*"))
 
 
 def test_an_unwritable_output_is_one_clear_error(tmp_path):
