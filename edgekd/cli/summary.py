@@ -29,14 +29,14 @@ def console() -> Console:
 
 def print_summary(run: Run) -> None:
     """Print the summary table of what the run holds, and the report's path."""
+    from edgekd.pipeline.standing import standing
     from edgekd.report.summary import table
 
     console().print(table(run))
     report = run.path / "report.html"
     if not report.exists():
         return
-    stages = run.manifest.stages
-    if "report" in stages and all(s.started <= stages["report"].started for s in stages.values()):
+    if "report" in standing(run):
         click.echo(f"report: {report}")
     else:
         click.echo(f"{report} is older than these figures: `edgekd report {run.path}` renews it")

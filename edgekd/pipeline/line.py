@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -54,29 +55,40 @@ def run_line(
         stages = _recorded(run)
         finished: dict[str, StageRecord] = {}
         for stage in LINE[: NAMES.index(until) + 1]:
-            digests = run.imported(config.profile.targets) | {
+            made = {
                 path: artifact.sha256
                 for record in finished.values()
                 for path, artifact in record.artifacts.items()
             }
-            key = sha256_json(stage.inputs(config, base, digests))
+            brought = run.imported(config.profile.targets)
+            key = sha256_json(stage.inputs(config, base, brought | made))
             record = stages.get(stage.name)
-            if record and record.key == key and stage.name != force and run.intact(record):
-                finished[stage.name] = record
-                run.failed(stage.name).unlink(missing_ok=True)
-                continue
+            spoilt: list[str] = []
+            if record and record.key == key and stage.name != force:
+                spoilt = run.spoilt(record)
+                if not spoilt:
+                    finished[stage.name] = record
+                    run.failed(stage.name).unlink(missing_ok=True)
+                    continue
             progress.say(stage.name)
+            if spoilt:
+                progress.say(f"  {_spoilt(run, spoilt)}: {stage.name} is done again")
             if stage.name == "report" or not (run.path / "run.json").exists():
                 # The report reads the manifest. Otherwise a configuration is written down only
                 # with what it made, so that one that fails leaves the run as it was.
                 _write_manifest(run, kept, base, stages, command)
             try:
-                finished[stage.name] = _do(stage, key, config, base, run, progress, force)
+                record = _do(stage, key, config, base, run, progress, force)
             except Waiting:
                 # Whoever brings what it waits for finds here what that must be made for.
                 _write_manifest(run, kept, base, stages, command)
                 raise
+            except StageError:
+                if stage.name == "verify":
+                    _withdraw(run, stage.name)
+                raise
             run.failed(stage.name).unlink(missing_ok=True)
+            finished[stage.name] = record.model_copy(update={"inputs": stage.needed(made)})
             done.append(stage.name)
             stages = {**stages, stage.name: finished[stage.name]}
             _write_manifest(run, kept, base, stages, command)
@@ -97,13 +109,14 @@ def _do(
     folder = run.partial(stage.name, key)
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+        _tidy(folder)
     source = None
     if stage.shareable and stage.name != force:
         source = run.borrow(stage.name, key, folder)
     if source is not None:
         progress.say(f"  the same {stage.name} was done in {source}; reused")
     else:
-        with _user_errors(stage.name, folder), _terminable():
+        with _removed_if_empty(folder), _user_errors(stage.name, folder), _terminable():
             together.announce(stage.name)
             stage.work(Context(config, base, run, folder, progress))
     artifacts = run.adopt(folder, run.path / stage.folder)
@@ -114,6 +127,27 @@ def _do(
         artifacts=artifacts,
         reused_from=str(source) if source else None,
     )
+
+
+def _tidy(folder: Path) -> None:
+    """Without the temporary files, which all begin with a dot, of an attempt that was killed."""
+    for left in list(folder.rglob(".*")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _removed_if_empty(folder: Path) -> Iterator[None]:
+    """A stage that fails leaves its folder only where there is something in it to go on from."""
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+            folder.parent.rmdir()
+        raise
 
 
 @contextlib.contextmanager
@@ -151,6 +185,20 @@ def _terminable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _withdraw(run: Run, stage: str) -> None:
+    """Files that have just failed have not passed, whatever was said of them before."""
+    if (run.path / "run.json").exists():
+        manifest = run.manifest
+        stages = {name: record for name, record in manifest.stages.items() if name != stage}
+        run.write_manifest(manifest.model_copy(update={"stages": stages}))
+
+
+def _spoilt(run: Run, names: list[str]) -> str:
+    missing = not (run.path / names[0]).exists()
+    others = f" (and {len(names) - 1} more)" if names[1:] else ""
+    return f"{names[0]} {'is missing' if missing else 'was changed since it was made'}{others}"
 
 
 def _recorded(run: Run) -> dict[str, StageRecord]:

@@ -40,13 +40,17 @@ class Artifact(Record):
 
 
 class StageRecord(Record):
-    """A finished stage. `key` hashes its configuration part, its inputs and its version."""
+    """A finished stage. `key` hashes its configuration part, its inputs and its version.
+
+    `inputs` are the SHA-256 of the earlier artifacts it was made from, by path.
+    """
 
     key: str
     started: str
     seconds: float
     artifacts: dict[str, Artifact]
     reused_from: str | None = None
+    inputs: dict[str, str] | None = None
 
     @field_validator("artifacts")
     @classmethod
@@ -107,12 +111,30 @@ class Run:
     @property
     def export(self) -> ExportReport:
         """The deployable files."""
-        return ExportReport.read(self.path / "export/export.json")
+        path = self.path / "export/export.json"
+        report = ExportReport.read(path)
+        self._check_inside((*report.files, *report.device), path)
+        return report
 
     @property
     def quantize(self) -> QuantizeReport:
         """The INT8 files, if any, and what they were calibrated with."""
-        return QuantizeReport.read(self.path / "quantized/quantize.json")
+        path = self.path / "quantized/quantize.json"
+        report = QuantizeReport.read(path)
+        self._check_inside((*report.files, *report.device), path)
+        return report
+
+    def _check_inside(self, files: Iterable[ExportedFile], report: Path) -> None:
+        """A run folder from elsewhere must not make us open, pack up or send a file of ours."""
+        root = self.path.resolve()
+        for part in (part for file in files for part in (file.path, *file.files)):
+            # No system has a path with a null character, and resolve() fails on it.
+            if "\0" in part or not (root / part).resolve().is_relative_to(root):
+                raise UsageError(
+                    f"{part!r} is outside the run folder",
+                    where=str(report),
+                    fix="this file is not what edgekd wrote; delete it and run again",
+                )
 
     @property
     def files(self) -> tuple[ExportedFile, ...]:
@@ -159,10 +181,15 @@ class Run:
 
     def intact(self, record: StageRecord) -> bool:
         """Whether every artifact of a finished stage is still what it was."""
-        return all(
-            self._unchanged(self.path / name, artifact)
+        return not self.spoilt(record)
+
+    def spoilt(self, record: StageRecord) -> list[str]:
+        """The artifacts of a finished stage that are missing or were changed since, by name."""
+        return [
+            name
             for name, artifact in record.artifacts.items()
-        )
+            if not self._unchanged(self.path / name, artifact)
+        ]
 
     @staticmethod
     def _unchanged(path: Path, artifact: Artifact) -> bool:
@@ -230,7 +257,7 @@ class Run:
         """Link a finished stage with the same key from a neighbouring run into `partial`.
 
         Returns the run it came from. Artifacts are only ever replaced by rename, so that a
-        hard link stays what it is.
+        hard link stays what it is. What a neighbour has is believed by its content alone.
         """
         for manifest_path in sorted(self.path.parent.glob("*/run.json")):
             other = Run(manifest_path.parent)
@@ -238,7 +265,12 @@ class Run:
                 continue
             with contextlib.suppress(UsageError, OSError):
                 record = other.manifest.stages.get(stage)
-                if record is None or record.key != key or not other.intact(record):
+                if record is None or record.key != key:
+                    continue
+                if any(
+                    sha256_file(other.path / name) != artifact.sha256
+                    for name, artifact in record.artifacts.items()
+                ):
                     continue
                 for name in record.artifacts:
                     link = partial / Path(name).relative_to(Path(name).parts[0])

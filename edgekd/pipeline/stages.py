@@ -76,11 +76,15 @@ class Stage:
             "version": self.version,
             "part": self.part(config, base),
             "tools": {tool: importlib.metadata.version(tool) for tool in self.tools},
-            "artifacts": {
-                path: digest
-                for path, digest in sorted(artifacts.items())
-                if any(Path(path).match(pattern) for pattern in self.needs)
-            },
+            "artifacts": self.needed(artifacts),
+        }
+
+    def needed(self, artifacts: dict[str, str]) -> dict[str, str]:
+        """Those of `artifacts` (path to SHA-256) that it reads."""
+        return {
+            path: digest
+            for path, digest in sorted(artifacts.items())
+            if any(Path(path).match(pattern) for pattern in self.needs)
         }
 
 

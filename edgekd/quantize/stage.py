@@ -166,7 +166,7 @@ class _Work:
         """The file, beside its ONNX version."""
         root = self.context.run.path
         onnx = next((root / f.path for f in self.sources if f.format == "onnx"), None)
-        return Source(exported.format, root / exported.path, onnx)
+        return Source(exported.format, root / exported.path, onnx, self.context.folder)
 
     def _quantized(self, exported: ExportedFile) -> Quantized:
         """Calibrated; by the backend that is faster on the target where the recipe leaves it open."""

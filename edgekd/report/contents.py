@@ -85,22 +85,25 @@ class Contents:
         return None
 
 
-def read(run: Run) -> Contents:
+def read(run: Run, *, intact: bool = False) -> Contents:
     """Read what the manifest says is done; files without a manifest line are not trusted.
 
-    Raises UsageError when an artifact of a finished stage is missing or was edited.
+    What was made from files that are others now counts as not done. Raises UsageError when an
+    artifact of a finished stage is missing or was edited; with `intact`, that is not done either.
     """
-    manifest = run.manifest
+    from edgekd.pipeline.standing import standing
+
+    stages = standing(run, intact=intact)
 
     def if_done(stage: str, read_artifact: Callable[[], T]) -> T | None:
-        return read_artifact() if stage in manifest.stages else None
+        return read_artifact() if stage in stages else None
 
     return Contents(
-        manifest=manifest,
+        manifest=run.manifest.model_copy(update={"stages": stages}),
         models={
             role: Trained(run.card(role), run.training(role), run.history(role))
             for role in ROLES
-            if _STAGE_OF[role] in manifest.stages
+            if _STAGE_OF[role] in stages
         },
         export=if_done("export", lambda: run.export),
         quantize=if_done("quantize", lambda: run.quantize),

@@ -41,9 +41,10 @@ def rows(run: Run) -> list[Row]:
 def table(run: Run) -> Table:
     """Teacher, student and ratio, the budgets with their verdicts, and the parity in one line.
 
-    Names from models and devices are plain text, not markup. Raises UsageError like `rows`.
+    Names from models and devices are plain text, not markup. A stage whose files are missing or were
+    edited counts as not done.
     """
-    contents = read(run)
+    contents = read(run, intact=True)
     page = Table.grid()
     for part in (*_comparison(groups(contents)), *_closing(contents)):
         page.add_row(part)

@@ -16,6 +16,7 @@ import pytest
 import edgekd
 from edgekd import api
 from edgekd.artifacts import sha256_file
+from edgekd.cli.summary import print_summary
 from edgekd.errors import Interrupted, StageError, UsageError
 from edgekd.gate import baseline as gate_baseline
 from edgekd.gate.baseline import Pair, _check_comparable
@@ -23,7 +24,9 @@ from edgekd.gate.counterparts import Counterpart
 from edgekd.pipeline.line import run_line
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import NAMES
+from edgekd.profile.bundle import _check_verified
 from edgekd.progress import Silent
+from edgekd.report.data import document
 from edgekd.results import VerifyReport
 
 # Real data and networks, as small and short as they can be.
@@ -53,10 +56,16 @@ def merged(base, changes):
     return result
 
 
-def line(out, until="report", *, force=None, **changes):
+def line(out, until="report", *, force=None, progress=None, **changes):
     config, base = api.resolve(merged(TINY, changes))
     return run_line(
-        config, base=base, out=out, until=until, force=force, progress=Silent(), command="test"
+        config,
+        base=base,
+        out=out,
+        until=until,
+        force=force,
+        progress=progress or Silent(),
+        command="test",
     )
 
 
@@ -159,16 +168,31 @@ def test_a_quantized_run_deploys_gates_and_reports_int8_files(run):
     assert not with_test & set(run.quantize.calibration.samples)
 
 
+class Heard(Silent):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
 def test_a_lost_or_damaged_artifact_is_made_again(run):
     (run.path / "gate/gate.json").unlink()
-    assert line(run.path)[1] == ["gate"]
+    heard = Heard()
+    assert line(run.path, progress=heard)[1] == ["gate"]
+    assert "  gate/gate.json is missing: gate is done again" in heard.lines
     weights_file = run.path / "student/model.safetensors"
     before = sha256_file(weights_file)
     data = bytearray(weights_file.read_bytes())
     data[-1] ^= 1
     weights_file.write_bytes(data)
-    assert line(run.path, "distill")[1] == ["distill"]
+    (run.path / "student/metrics.json").unlink()
+    assert line(run.path, "distill", progress=heard)[1] == ["distill"]
     assert sha256_file(weights_file) == before
+    said = "student/metrics.json is missing (and 1 more): distill is done again"
+    assert f"  {said}" in heard.lines
 
 
 def test_a_touched_artifact_is_still_what_it_was(run):
@@ -224,6 +248,18 @@ def test_a_neighbouring_run_with_the_same_teacher_lends_it(run):
     assert record.reused_from == str(run.path)
     assert weights(other, "teacher") == weights(run, "teacher")
     assert weights(other) != weights(run)
+
+
+def test_a_neighbour_whose_file_was_changed_lends_nothing_however_well_it_hides_that(run):
+    path = run.path / "teacher/model.safetensors"
+    honest, stat = sha256_file(path), path.stat()
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    other, _ = line(run.path.parent / "other", "teacher")
+    assert other.manifest.stages["teacher"].reused_from is None
+    assert weights(other, "teacher") == honest
 
 
 def test_the_same_seed_gives_the_same_weights(finished, tmp_path):
@@ -322,8 +358,54 @@ def test_a_tolerance_that_no_file_meets_fails_the_run(run):
     found = VerifyReport.read(log)
     assert {edge.path for edge in found.edges} == {file.path for file in run.files}
     assert (run.path / "verify/parity.json").read_bytes() == before
-    assert line(run.path, until="verify")[1] == []
+    assert line(run.path, until="verify")[1] == ["verify"]
     assert not log.exists()
+
+
+def told(run, capsys):
+    """What a command says at its end."""
+    capsys.readouterr()
+    print_summary(run)
+    return capsys.readouterr().out
+
+
+def test_what_was_said_of_files_that_were_made_anew_is_not_said_again(run, capsys):
+    assert "not done yet" not in told(run, capsys)
+    line(run.path, "quantize", quantize={})
+    text = told(run, capsys)
+    assert "not done yet: verify, profile, gate" in text
+    assert "parity" not in text
+    assert "is older than these figures" in text
+    assert document(run)["missing"] == ["verify", "profile", "gate"]
+    with pytest.raises(UsageError, match="stage verify is not done, or its files were changed"):
+        _check_verified(run)
+    # The very same files as before: what was said holds again, and nothing is measured anew.
+    line(run.path, "quantize")
+    assert "not done yet" not in told(run, capsys)
+    assert line(run.path)[1] == []
+
+
+def test_a_verify_that_fails_withdraws_the_verdict(run, capsys):
+    with pytest.raises(StageError, match="differ from those of PyTorch"):
+        line(run.path, verify={"tolerance": 1e-12})
+    text = told(run, capsys)
+    assert "not done yet: verify, gate" in text
+    assert "is older than these figures" in text
+    assert run.manifest.config["verify"]["tolerance"] > 1e-12
+    assert line(run.path)[1] == ["verify"]
+    assert "not done yet" not in told(run, capsys)
+
+
+@pytest.mark.parametrize("spoilt", ["deleted", "edited"])
+def test_a_later_stage_that_was_spoilt_is_not_done_for_a_command_that_stops_before(
+    run, capsys, spoilt
+):
+    if spoilt == "deleted":
+        shutil.rmtree(run.path / "verify")
+    else:
+        (run.path / "verify/parity.json").write_text("{}")
+    line(run.path, "quantize")
+    assert "not done yet: verify, gate" in told(run, capsys)
 
 
 def test_the_precision_of_a_target_is_verified_too(run, tmp_path):
@@ -402,6 +484,59 @@ def test_an_edited_result_is_one_clear_error(run):
     path.write_text('{"verdict": "maybe"}')
     with pytest.raises(UsageError, match=r"gate\.json"):
         run.gate  # noqa: B018
+
+
+@pytest.mark.parametrize("part", ["../../../etc/passwd", "/etc/passwd", "export/link", "a\0b"])
+@pytest.mark.parametrize("key", ["path", "files"])
+def test_a_run_that_names_files_outside_its_folder_is_refused(run, key, part):
+    (run.path / "export/link").symlink_to("/etc/passwd")
+    path = run.path / "export/export.json"
+    export = json.loads(path.read_text())
+    export["files"][0][key] = part if key == "path" else [part]
+    path.write_text(json.dumps(export))
+    with pytest.raises(UsageError, match=r"export\.json: .* is outside the run folder"):
+        run.files  # noqa: B018
+
+
+def test_quantize_follows_no_path_out_of_the_run_folder(run):
+    path, manifest = run.path / "export/export.json", run.path / "run.json"
+    honest = sha256_file(path)
+    export = json.loads(path.read_text())
+    student = next(file for file in export["files"] if file["role"] == "student")
+    student["path"] = "../../../etc/passwd"
+    path.write_text(json.dumps(export))
+    stat = path.stat()
+    value = json.loads(manifest.read_text().replace(honest, sha256_file(path)))
+    value["stages"]["export"]["artifacts"]["export/export.json"] |= {
+        "size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
+    }  # fmt: skip
+    manifest.write_text(json.dumps(value))
+    with pytest.raises(UsageError, match=r"passwd' is outside the run folder"):
+        line(run.path, "quantize", quantize={})
+    assert not (run.path / ".partial").exists()
+
+
+KILLED_WHILE_IT_CALIBRATES = """
+import os, sys
+from edgekd.cli import main
+from edgekd.quantize.backends import onnxruntime
+onnxruntime._Reader.get_next = lambda reader: os._exit(9)
+main()
+"""
+
+
+def test_a_calibration_that_was_killed_leaves_nothing_once_it_was_done_again(run, tmp_path):
+    (tmp_path / "calibration").mkdir()
+    (tmp_path / "calibration/ort.yaml").write_text("{name: ort, backend: onnxruntime, samples: 8}")
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps(merged(TINY, {"quantize": {"recipe": "ort"}})))
+    arguments = ["quantize", str(config), "--out", str(run.path), "-q"]
+    killed = subprocess.run([sys.executable, "-c", KILLED_WHILE_IT_CALIBRATES, *arguments])
+    assert killed.returncode == 9
+    assert list(run.path.glob(".partial/quantize-*/.edgekd-calibrate-*"))
+    subprocess.run([sys.executable, "-m", "edgekd", *arguments], check=True)
+    assert not (run.path / ".partial").exists()
+    assert not list((run.path / "quantized").glob(".*"))
 
 
 def test_an_unwritable_output_is_one_clear_error(tmp_path):

@@ -316,6 +316,12 @@ def rewrite(run, stage, path, change):
     value = json.loads(file.read_text(encoding="utf-8"))
     change(value)
     write_text(file, json.dumps(value))
+    manifest = json.loads((run.path / "run.json").read_text(encoding="utf-8"))
+    stat = file.stat()
+    manifest["stages"][stage]["artifacts"][path] = {
+        "sha256": sha256_file(file), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns,
+    }  # fmt: skip
+    write_text(run.path / "run.json", json.dumps(manifest))
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ class _Static(_Quantizer):
         super().__init__(model, source, recipe, types, _COMPUTING)
         assert source.onnx is not None
         self._model = load_model_with_shape_infer(source.onnx)
-        self._ranges = _ranges(source.onnx, recipe, data)
+        self._ranges = _ranges(source.onnx, recipe, data, source.scratch)
         # Such as an addition of integers, of shapes.
         written = self._quantized(())
         quantized = {
@@ -143,7 +143,9 @@ class _Static(_Quantizer):
         return quantizer.model.model
 
 
-def _ranges(path: Path, recipe: Recipe, data: list[dict[str, np.ndarray]]) -> Any:
+def _ranges(
+    path: Path, recipe: Recipe, data: list[dict[str, np.ndarray]], scratch: Path | None
+) -> Any:
     """The range of every activation."""
     from onnxruntime.quantization import CalibrationMethod
     from onnxruntime.quantization.calibrate import create_calibrator
@@ -155,7 +157,7 @@ def _ranges(path: Path, recipe: Recipe, data: list[dict[str, np.ndarray]]) -> An
         # By default it has 128 bins for 128 levels, so that nothing is left to choose.
         "entropy": (CalibrationMethod.Entropy, {"num_bins": 2048, "num_quantized_bins": 128}),
     }[recipe.range]
-    with tempfile.TemporaryDirectory(prefix="edgekd-calibrate-") as folder:
+    with tempfile.TemporaryDirectory(prefix=".edgekd-calibrate-", dir=scratch) as folder:
         calibrator = create_calibrator(
             path,
             [*_COMPUTING, *_PASSING],
@@ -221,7 +223,9 @@ class _Dynamic(_Quantizer):
         import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        with tempfile.TemporaryDirectory(prefix="edgekd-dynamic-") as folder:
+        with tempfile.TemporaryDirectory(
+            prefix=".edgekd-dynamic-", dir=self._source.scratch
+        ) as folder:
             made = Path(folder, "dynamic.onnx")
             quantize_dynamic(
                 self._products(),
