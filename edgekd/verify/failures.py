@@ -8,6 +8,7 @@ from pathlib import Path
 
 from edgekd.errors import StageError
 from edgekd.results import (
+    QUANTIZED,
     DeviceFileParity,
     Edge,
     ExportedFile,
@@ -20,7 +21,6 @@ from edgekd.verify.edges import PYTORCH, RETRAINED, setting_of, source_of
 
 # Other failures that the error tells.
 _MOST = 5
-QUANTIZED: tuple[Variant, ...] = ("int8", "int4")
 _RANGES = (
     "calibrate with more samples or another range (quantize.recipe), or keep sensitive layers in "
     "float32 (quantize.max_drop)"
