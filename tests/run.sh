@@ -72,7 +72,7 @@ hadolint Dockerfile
 logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
 step "fast tests, with coverage"
-python -m pytest -n 2 --dist loadfile -m "not slow and not timing" --cov --cov-report=term | tee "$logs/fast"
+python -m pytest -n 2 --dist loadfile -m "not slow and not timing" --cov --cov-report=term --durations=25 | tee "$logs/fast"
 step "slow tests"
 python -m pytest -n 2 --dist loadfile -m "slow and not timing" --timeout=900 --durations=10 | tee "$logs/slow"
 step "timings, alone"

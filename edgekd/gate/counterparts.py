@@ -14,6 +14,7 @@ from edgekd.errors import UsageError
 from edgekd.export.parts import FORMATS, model_parts
 from edgekd.gate.figures import logits_name
 from edgekd.pipeline.run import Manifest, Run
+from edgekd.pipeline.standing import standing
 from edgekd.results import Measurement, Parity
 
 if TYPE_CHECKING:
@@ -58,8 +59,9 @@ class RunBaseline:
     def counterpart(self, m: Measurement) -> Counterpart | None:
         """By target, runtime, format and variant.
 
-        Raises UsageError for a file that is not what the run made.
+        Raises UsageError for a file that is not what the run made, or was not measured since.
         """
+        self._check_standing("profile")
         kind = (m.target, m.runtime, m.format, m.variant)
         for record in self.run.profile.measurements:
             of = (record.target, record.runtime, record.format, record.variant)
@@ -73,6 +75,14 @@ class RunBaseline:
                 environment = self.run.profile.environment[record.target]
                 return Counterpart(parts if there else [], record.size, record, environment)
         return None
+
+    def _check_standing(self, stage: str) -> None:
+        if stage not in standing(self.run):
+            raise UsageError(
+                f"has no {stage} of the files that are there now",
+                where=self.where,
+                fix=f"run `edgekd {stage} {self.run.path}` first",
+            )
 
     def _check_unchanged(self, names: list[str]) -> None:
         made = {
@@ -94,6 +104,7 @@ class RunBaseline:
 
     def logits(self, file: Parity, indices: np.ndarray, labels: np.ndarray) -> np.ndarray | None:
         """Those that its verify stage kept."""
+        self._check_standing("verify")
         kind = (file.runtime, file.format, file.variant)
         known = {
             (p.runtime, p.format, p.variant) for p in self.run.verify.files if p.role == "student"

@@ -652,6 +652,11 @@ def test_records_that_cannot_be_compared_are_refused_unless_allowed(run, finishe
     with pytest.raises(UsageError, match="model files are gone"):
         line(run.path, gate=gate | {"rerun_baseline": True})
     line(other, "verify", data={"seed": 5})
+    with pytest.raises(
+        UsageError, match=r"has no profile of the files .* `edgekd profile .*run` first"
+    ):
+        line(run.path, gate=gate | {"allow": ["machine"]})
+    line(other, "profile", data={"seed": 5})
     with pytest.raises(UsageError, match="tested on other samples"):
         line(run.path, gate=gate | {"allow": ["machine"]})
 
