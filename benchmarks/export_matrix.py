@@ -359,8 +359,6 @@ def report(rows: list[dict[str, Any]]) -> str:
         tolerances=", ".join(f"{_NAMES[v]} {_tolerance(v):g}" for v in _VARIANTS),
         versions=_versions(),
     )
-    if any(row.get("earlier") for row in rows):
-        head += _EARLIER
     lines = [head, "", *_summary(rows), "", "## Every cell", "", _EVERY, ""]
     lines += [
         "| network | PyTorch | file | runtime | error | SNR | same answer | accuracy | size | speed | |",
@@ -378,10 +376,6 @@ _EVERY = (
     "Error: max|Δlogit| / max|logit|, the worst of the test split, of batch 1 and of batch 7. Size and "
     "speed: to the fp32 file of the same format, in the same runtime."
 )
-_EARLIER = """
-
-\\* INT8 calibrated with 128 samples, the IR quantized on its own; in the other rows the INT8 IR was
-converted from the INT8 ONNX file."""
 _HEAD = """# Export matrix: {count} networks × formats × precisions × runtimes
 
     python benchmarks/export_matrix.py
@@ -444,7 +438,7 @@ def _times(values: list[float]) -> str:
 
 
 def _row(row: dict[str, Any], cell: dict[str, Any]) -> str:
-    name = f"{row['name']}{'*' if row.get('earlier') else ''}"
+    name = row["name"]
     file = f"{_NAMES[cell['format']]} {_NAMES[cell['variant']]}"
     start = f"| {name} | {row['accuracy']:.1%} | {file} | {_RUNTIME_NAMES[cell['runtime']]} "
     if "error" not in cell:

@@ -39,10 +39,12 @@ class Shelf(Generic[S]):
             if "/" not in name and path.is_file():
                 return self.read(path)
         known = [path.stem for path in self.files(base)]
+        near = suggestion(name, known)
+        listed = "" if "known: " in near else f"known: {', '.join(known)}; "
         raise UsageError(
-            f"unknown {self.kind} {name!r}{suggestion(name, known)}",
+            f"unknown {self.kind} {name!r}{near}",
             where=where or self.key,
-            fix=f"add your own as {self.folder}/NAME.yaml",
+            fix=f"{listed}add your own as {self.folder}/NAME.yaml",
         )
 
     def read(self, path: Path) -> S:

@@ -652,13 +652,18 @@ def test_records_that_cannot_be_compared_are_refused_unless_allowed(run, finishe
     with pytest.raises(UsageError, match="model files are gone"):
         line(run.path, gate=gate | {"rerun_baseline": True})
     line(other, "verify", data={"seed": 5})
-    with pytest.raises(
-        UsageError, match=r"has no profile of the files .* `edgekd profile .*run` first"
-    ):
-        line(run.path, gate=gate | {"allow": ["machine"]})
-    line(other, "profile", data={"seed": 5})
     with pytest.raises(UsageError, match="tested on other samples"):
         line(run.path, gate=gate | {"allow": ["machine"]})
+
+
+@pytest.mark.parametrize(("until", "lacking"), [("export", "verify"), ("verify", "profile")])
+def test_a_baseline_that_was_made_anew_in_part_is_refused(run, finished, tmp_path, until, lacking):
+    other = tmp_path / "other" / "run"
+    shutil.copytree(finished.path, other)
+    line(other, until, distill={"methods": [{"kd": {"temperature": 2}}]})
+    message = rf"has no {lacking} of the files that are there now(.|\n)*`edgekd {lacking} {other}`"
+    with pytest.raises(UsageError, match=message):
+        line(run.path, gate={"baseline": str(other)})
 
 
 @pytest.mark.parametrize("spoilt", ["empty", "cut short", "missing", "no archive"])

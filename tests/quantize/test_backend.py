@@ -184,6 +184,40 @@ def test_smooth_quant_leaves_the_function_as_it_is_where_layers_are_reverted(tmp
         assert snr(expected, answer) > 25
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lstm", "gru"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_recurrent_networks_are_quantized_around_what_nncf_cannot_tell_apart(
+    tmp_path, name, format
+):
+    import torch
+
+    from edgekd.config.schema import Export
+    from edgekd.export.exporter import EXPORTERS
+    from edgekd.export.exporter import Source as Exportable
+    from edgekd.models.resolve import build
+    from edgekd.results import InputSpec, ModelCard
+
+    x = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    shape = (1, 8, 8)
+    module = build(f"zoo:{name}", {}, input_shape=shape, classes=10, seed=0, base=tmp_path).eval()
+    card = ModelCard(
+        role="student", model=name, args={}, classes=tuple("0123456789"), seed=0, parameters=None,
+        input=InputSpec(shape=shape, scale=1, mean=(0,), std=(1,)),
+    )  # fmt: skip
+    whole = tmp_path / "student.onnx"
+    exportable = Exportable(module, card, x[:2], whole)
+    EXPORTERS.get("onnx")(exportable, tmp_path, Export())
+    made = EXPORTERS.get(format)(exportable, tmp_path, Export(producer="onnx")).path
+    found = prepare(
+        Source(format, made, whole), RECIPE, list(x.numpy()[:, None]), arithmetic(RECIPE)
+    )
+    path = found.write(tmp_path / f"q.{FORMATS[format][1]}")[0]
+    assert snr(logits(format, made, x.numpy()), logits(format, path, x.numpy())) > 20
+    told = [note for note in found.notes if "NNCF cannot tell apart" in note]
+    assert bool(told) == (name == "lstm" and format == "openvino")
+
+
 @pytest.mark.parametrize("by", ["nncf", "onnxruntime"])
 def test_excluded_nodes_stay_in_float32(exported, tmp_path, by):
     import onnx

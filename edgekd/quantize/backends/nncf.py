@@ -24,6 +24,8 @@ from edgekd.quantize.backend import (
 from edgekd.quantize.recipes import Recipe
 from edgekd.results import Arithmetic
 
+_RECURRENT = ("LSTMSequence", "GRUSequence", "RNNSequence")
+
 
 @backend("nncf")
 def nncf(source: Source, recipe: Recipe, samples: Sequence[Inputs], types: Arithmetic) -> Quantized:
@@ -46,10 +48,33 @@ class _Static:
         import nncf
 
         self._format, self._original = source.format, model
-        names = _operators(_graph(model)) if recipe.exclude else []
-        left = excluded(recipe, names, where=source.path)
+        operators = _operators(_graph(model))
+        left = excluded(recipe, list(operators), where=source.path)
+        self._control = _control(source.format)
+        self._quantize(recipe, data, types, left)
+        try:
+            self._groups = self._find_groups()
+        except KeyError:
+            # NNCF takes the quantizer of a state that is made from a shape for one of the shape.
+            recurrent = [name for name, kind in operators.items() if kind in _RECURRENT]
+            if not recurrent:
+                raise
+            self._quantize(recipe, data, types, [*left, *recurrent])
+            self._groups = self._find_groups()
+            self.notes = (f"in float32, which NNCF cannot tell apart: {', '.join(recurrent)}",)
+        self.layers = tuple(self._groups)
+        if not self.layers:
+            raise StageError("has no layer that can be quantized", where=str(source.path))
+        self.producer = f"nncf {nncf.__version__}"
+
+    def _quantize(
+        self, recipe: Recipe, data: list[Any], types: Arithmetic, left: list[str]
+    ) -> None:
+        import nncf
+
+        model = self._original
         self._model = nncf.quantize(
-            copy.deepcopy(model) if source.format == "onnx" else model.clone(),
+            copy.deepcopy(model) if self._format == "onnx" else model.clone(),
             nncf.Dataset(data),
             subset_size=len(data),
             preset=nncf.QuantizationPreset(recipe.preset),
@@ -59,13 +84,7 @@ class _Static:
             fast_bias_correction=recipe.bias_correction != "accurate",
             advanced_parameters=advanced_parameters(recipe, types),
         )
-        self._control = _control(source.format)
         self._graph = _graph(self._model)
-        self._groups = self._find_groups()
-        self.layers = tuple(self._groups)
-        if not self.layers:
-            raise StageError("has no layer that can be quantized", where=str(source.path))
-        self.producer = f"nncf {nncf.__version__}"
 
     def write(self, path: Path, float32: Collection[str] = ()) -> tuple[Path, ...]:
         """NNCF keeps quantized weights in float32 until they are compressed, here."""
@@ -155,13 +174,13 @@ def _graph(model: Any) -> Any:
     return build_graph(model)
 
 
-def _operators(graph: Any) -> list[str]:
-    """Names of what computes, in the order of the graph."""
-    return [
-        node.node_name
+def _operators(graph: Any) -> dict[str, str]:
+    """Names and types of what computes, in the order of the graph."""
+    return {
+        node.node_name: node.node_type
         for node in graph.topological_sort()
         if node.node_type not in ("Constant", "Parameter", "Result")
-    ]
+    }
 
 
 def advanced_parameters(recipe: Recipe, types: Arithmetic) -> Any:
@@ -203,8 +222,7 @@ class _Weights:
             else ()
         )
         graph, control = _graph(model), _control(source.format)
-        names = _operators(graph)
-        self._excluded = excluded(recipe, names, where=source.path)
+        self._excluded = excluded(recipe, list(_operators(graph)), where=source.path)
         self.layers = tuple(
             node.node_name
             for node in graph.topological_sort()
