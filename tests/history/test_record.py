@@ -120,15 +120,15 @@ def test_what_is_measured_again_adds_points(project):
     before = history(project)
     run = Run(project / "runs/tiny")
     (student,) = (
-        m for m in run.profile.measurements if (m.role, m.runtime) == ("student", "onnxruntime")
+        m for m in run.profile.measurements if (m.role, m.runtime) == ("student", "openvino")
     )
     budget = {
         "metric": "latency_p50", "max": f"{student.latency.p50 * 1e9:.0f} ns",
-        "runtime": "onnxruntime",
+        "runtime": "openvino",
     }  # fmt: skip
     gate(project, gate={"budgets": [budget], "max_seconds": 1})
     latencies = [
-        e for e in history(project) if (e.metric, e.runtime) == ("latency_p50", "onnxruntime")
+        e for e in history(project) if (e.metric, e.runtime) == ("latency_p50", "openvino")
     ]
     (check,) = run.gate.checks
     assert [e.value for e in latencies] == [student.latency.p50, check.value]
