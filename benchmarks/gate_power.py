@@ -207,8 +207,8 @@ def table(measured: list[dict]) -> str:
         f"median, limit {NAIVE_LIMIT}. Machines with 2 cores, shared: the load average is that of the "
         f"moment before each gate (median); crowded: above {CROWDED:g}, beside tests and trainings. Without"
         " a neighbour of the benchmark's own (–) the machine was as it was, often with another's work. "
-        "Gates on the EPYC end after gate.max_seconds (not the first ones); those on the Xeon after 24 launches. "
-        "Estimator of a launch: the ratio of both medians, or the median of the ratios of blocks in pairs.",
+        "Gates on the EPYC end after gate.max_seconds (not the first ones); those on the Xeon after 24 "
+        "launches. Estimator of a launch: the ratio of both medians, or the median of the ratios of blocks in pairs.",
         "",
         "## A/A, by what makes a launch one figure",
         "",
