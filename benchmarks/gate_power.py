@@ -208,7 +208,8 @@ def table(measured: list[dict]) -> str:
         f"moment before each gate (median); crowded: above {CROWDED:g}, beside tests and trainings. Without"
         " a neighbour of the benchmark's own (–) the machine was as it was, often with another's work. "
         "Gates on the EPYC end after gate.max_seconds (not the first ones); those on the Xeon after 24 "
-        "launches. Estimator of a launch: the ratio of both medians, or the median of the ratios of blocks in pairs.",
+        "launches. Estimator of a launch: the ratio of both medians, or the median of the ratios of blocks "
+        "in pairs.",
         "",
         "## A/A, by what makes a launch one figure",
         "",
