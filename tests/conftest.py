@@ -1,6 +1,7 @@
 """What every test shares: pinned threads, reproducible properties, the folder of real data sets."""
 
 import os
+import signal
 from pathlib import Path
 
 # Before anything imports torch or numpy: tests run side by side, and results depend on threads.
@@ -17,6 +18,11 @@ QUIET = (HealthCheck.too_slow,)
 settings.register_profile("repeat", deadline=None, derandomize=True, suppress_health_check=QUIET)
 settings.register_profile("explore", deadline=None, max_examples=1000, suppress_health_check=QUIET)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
+
+
+# A shell that starts the tests in the background makes them ignore Ctrl-C, which some of them press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
