@@ -56,8 +56,13 @@ class Registry(Generic[T]):
         self._loaded = True
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """What was probably meant, if anything is near."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
+
+
 def suggestion(name: str, known: Iterable[str]) -> str:
     """ " — did you mean 'x'?" or the list of what there is; for the end of an error message."""
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}"
+    near = nearest(name, known)
+    return f"; known: {', '.join(known)}" if near is None else f"; did you mean {near!r}?"

@@ -223,24 +223,18 @@ def _of_one_kind(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
     Pydantic puts each kind's type, such as "list[str]", into the place, and tells what is wrong with all.
     """
-    best: dict[KeyPath, dict[str, Any]] = {}
-    kept = []
-    for problem in problems:
+    kept: dict[int | KeyPath, dict[str, Any]] = {}
+    for number, problem in enumerate(problems):
         loc: KeyPath = problem["loc"]
         kinds = [i for i, key in enumerate(loc) if re.match(r"(list|dict)\[.*\]$", str(key))]
         if not kinds or problem["type"] == "extra_forbidden":
-            kept.append(problem)
+            kept[number] = problem
             continue
-        problem["loc"] = (*loc[: kinds[0]], *loc[kinds[0] + 1 :])
-        known = best.get(loc[: kinds[0]])
-        if known is None:
-            kept.append(problem)
-        elif len(problem["loc"]) > len(known["loc"]):
-            kept[kept.index(known)] = problem
-        else:
-            continue
-        best[loc[: kinds[0]]] = problem
-    return kept
+        place, rest = loc[: kinds[0]], loc[kinds[0] + 1 :]
+        known = kept.get(place)
+        if known is None or len(place) + len(rest) > len(known["loc"]):
+            kept[place] = problem | {"loc": (*place, *rest)}
+    return list(kept.values())
 
 
 def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Section]) -> str:

@@ -16,6 +16,7 @@ from edgekd.distill.method import MethodList
 from edgekd.distill.scheme import SchemeChoice
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
+from edgekd.results import Variant
 from edgekd.teachers.teacher import check_methods, kind_of, options
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -620,7 +621,7 @@ class Budget(Section):
     min: str | float | None = Field(None, description='Such as "3 x", "97 %".')
     runtime: str | None = Field(None, description="Only this runtime; null: every one measured.")
     target: str | None = Field(None, description="Only this target; null: every one measured.")
-    variant: Literal["f32", "f16", "int8", "int4"] | None = Field(
+    variant: Variant | None = Field(
         None,
         description="Only these files; null: the quantized ones where there are any, else f32 (parity_error: "
         "always f32).",

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 from edgekd.config.load import Lines, read_yaml, validate_as
 from edgekd.config.schema import Section
 from edgekd.errors import UsageError
-from edgekd.registry import suggestion
+from edgekd.registry import nearest, suggestion
 
 S = TypeVar("S", bound=Section)
 
@@ -39,10 +39,10 @@ class Shelf(Generic[S]):
             if "/" not in name and path.is_file():
                 return self.read(path)
         known = [path.stem for path in self.files(base)]
-        near = suggestion(name, known)
-        listed = "" if "known: " in near else f"known: {', '.join(known)}; "
+        # The suggestion lists them where none is near.
+        listed = f"known: {', '.join(known)}; " if nearest(name, known) else ""
         raise UsageError(
-            f"unknown {self.kind} {name!r}{near}",
+            f"unknown {self.kind} {name!r}{suggestion(name, known)}",
             where=where or self.key,
             fix=f"{listed}add your own as {self.folder}/NAME.yaml",
         )

@@ -301,27 +301,23 @@ class StoredKnowledge:
         if not self.stores:
             return self.ask(inputs, indices, view).float()
         rows = indices.cpu().numpy()
-        found = {place: self._found(place, rows, view, inputs) for place in self.stores}
-        if any(value is None for value in found.values()):
+        known = _whole({place: self._found(place, rows, view, inputs) for place in self.stores})
+        if known is None:
             # The whole batch, even when only a part is missing: a batch of another size
             # may differ in the last bit, and a resumed training must not.
             answer = self.ask(inputs, indices, view).float()
             given = {LOGITS: answer.logits, **answer.features}
             # Rounded as it is when it is read, so that a resumed training is the same.
-            found = {
+            kept = {
                 place: store.keep(rows, view, given[place].cpu()).to(inputs.device)
                 for place, store in self.stores.items()
             }
-        values = {place: value for place, value in found.items() if value is not None}
-        return Knowledge(values.pop(LOGITS), values)
+            known = Knowledge(kept.pop(LOGITS), kept)
+        return known
 
     def known(self, rows: NDArray[np.int64], view: int) -> Knowledge | None:
         """What is stored of these samples, without asking the teacher; None unless it is all of it."""
-        found = {place: store.read(rows, view) for place, store in self.stores.items()}
-        values = {place: value for place, value in found.items() if value is not None}
-        if not found or len(values) < len(found):
-            return None
-        return Knowledge(values.pop(LOGITS), values)
+        return _whole({place: store.read(rows, view) for place, store in self.stores.items()})
 
     def _found(
         self, place: str, rows: NDArray[np.int64], view: int, inputs: Tensor
@@ -340,6 +336,14 @@ class StoredKnowledge:
             whole[torch.from_numpy(self.rows)] = value
             self._on_device[place, view] = whole.to(inputs.device)
         return self._on_device[place, view][torch.from_numpy(rows).to(inputs.device)]
+
+
+def _whole(found: dict[str, Tensor | None]) -> Knowledge | None:
+    """Knowledge by place, unless some of it is missing."""
+    values = {place: value for place, value in found.items() if value is not None}
+    if not found or len(values) < len(found):
+        return None
+    return Knowledge(values.pop(LOGITS), values)
 
 
 def logits_codec(classes: int, config: KnowledgeStorage) -> Codec:

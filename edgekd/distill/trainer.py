@@ -31,6 +31,7 @@ from edgekd.distill.method import Knowledge
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Tapped
 from edgekd.errors import Interrupted, StageError
+from edgekd.models.weights import not_finite
 from edgekd.progress import Progress
 from edgekd.results import Computing, Epoch, History
 
@@ -320,13 +321,13 @@ def _end_epoch(
     state: State, model: nn.Module, dataset: Dataset, config: Training, steps: int
 ) -> None:
     # A loss can be finite and its gradient not, as that of a square root at 0.
-    for weights, value in model.state_dict().items():
-        if value.is_floating_point() and not value.isfinite().all():
-            raise StageError(
-                f"the weights {weights!r} became values that are not finite",
-                where=f"epoch {state.epoch + 1}",
-                fix="lower learning_rate, or look at what this layer computes: its gradient is not finite",
-            )
+    broken = not_finite(model.state_dict())
+    if broken is not None:
+        raise StageError(
+            f"the weights {broken!r} became values that are not finite",
+            where=f"epoch {state.epoch + 1}",
+            fix="lower learning_rate, or look at what this layer computes: its gradient is not finite",
+        )
     logits = predict(model, dataset, dataset.validation)
     labels = torch.from_numpy(dataset.labels[dataset.validation])
     accuracy = (logits.argmax(1) == labels).double().mean().item()

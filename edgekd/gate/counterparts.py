@@ -13,7 +13,7 @@ from edgekd.artifacts import sha256_file
 from edgekd.errors import UsageError
 from edgekd.export.parts import FORMATS, model_parts
 from edgekd.gate.figures import logits_name
-from edgekd.pipeline.run import Manifest, Run
+from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.standing import standing
 from edgekd.results import Measurement, Parity
 
@@ -77,7 +77,7 @@ class RunBaseline:
         return None
 
     def _check_standing(self, stage: str) -> None:
-        if stage not in standing(self.run):
+        if stage not in self._standing:
             raise UsageError(
                 f"has no {stage} of the files that are there now",
                 where=self.where,
@@ -97,6 +97,10 @@ class RunBaseline:
                     where=str(self.run.path / name),
                     fix="make the baseline again, or name the file itself as the baseline",
                 )
+
+    @cached_property
+    def _standing(self) -> dict[str, StageRecord]:
+        return standing(self.run)
 
     @cached_property
     def _manifest(self) -> Manifest:

@@ -46,14 +46,21 @@ def load_weights(module: nn.Module, path: Path) -> None:
             where=str(path),
             fix="check the model and its args, or the file",
         )
-    broken = [n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
-    if broken:
+    broken = not_finite(state)
+    if broken is not None:
         raise UsageError(
-            f"{broken[0]!r} has values that are not finite",
+            f"{broken!r} has values that are not finite",
             where=str(path),
             fix="these weights compute nothing: train again, or take an earlier file",
         )
     module.load_state_dict(state, strict=False)
+
+
+def not_finite(state: Mapping[str, Tensor]) -> str | None:
+    """The first weights that have NaN or infinite values, if any."""
+    return next(
+        (n for n, v in state.items() if v.is_floating_point() and not v.isfinite().all()), None
+    )
 
 
 def _misfit(

@@ -100,10 +100,8 @@ def train_quantized(
 
 def _used(recipe: Recipe, context: Context) -> Recipe:
     """The recipe without what training every layer with fake quantization has no use for."""
-    unused: dict[str, object] = {
-        "exclude": [],
-        "smooth_quant": None,
-        "backend": Recipe(name="plain").backend,
+    unused = {
+        key: Recipe.model_fields[key].default for key in ("exclude", "smooth_quant", "backend")
     }
     given = [key for key, value in unused.items() if getattr(recipe, key) != value]
     if given:

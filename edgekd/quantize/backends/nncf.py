@@ -48,19 +48,20 @@ class _Static:
         import nncf
 
         self._format, self._original = source.format, model
-        operators = _operators(_graph(model))
+        before = _graph(model)
+        operators = _operators(before)
         left = excluded(recipe, list(operators), where=source.path)
         self._control = _control(source.format)
         self._quantize(recipe, data, types, left)
         try:
-            self._groups = self._find_groups()
+            self._groups = self._find_groups(before)
         except KeyError:
             # NNCF takes the quantizer of a state that is made from a shape for one of the shape.
             recurrent = [name for name, kind in operators.items() if kind in _RECURRENT]
             if not recurrent:
                 raise
             self._quantize(recipe, data, types, [*left, *recurrent])
-            self._groups = self._find_groups()
+            self._groups = self._find_groups(before)
             self.notes = (f"in float32, which NNCF cannot tell apart: {', '.join(recurrent)}",)
         self.layers = tuple(self._groups)
         if not self.layers:
@@ -101,14 +102,13 @@ class _Static:
             compress(model)
             return save(model, path)
 
-    def _find_groups(self) -> dict[str, Any]:
-        """Quantizers that can only go together, by the operators that they serve."""
+    def _find_groups(self, before: Any) -> dict[str, Any]:
+        """Quantizers that can only go together, by their operators; `before`: the float32 model's graph."""
         from nncf.quantization.algorithms.accuracy_control.ranker import Ranker
 
         # Without its quantizers a layer wants its bias back as it was before the correction. Not its
         # weights, which NNCF's own accuracy control restores too: they may be SmoothQuant's, whose
         # other half stays in the graph.
-        before = _graph(self._original)
         for node in before.get_all_nodes():
             if self._control.is_node_with_bias(node, before):
                 self._graph.get_node_by_name(node.node_name).attributes["original_bias"] = (
