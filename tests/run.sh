@@ -71,10 +71,28 @@ hadolint Dockerfile
 
 logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
+
+# Of two workers, one whose process dies (native code, or the system) takes its tests with it, and
+# pytest-xdist's replacement may wait for ever: stop at once, name the test, and begin once more. Failures
+# alone are never tried again.
+side_by_side() {
+  local log="$1" attempt status
+  shift
+  for attempt in 1 2; do
+    status=0
+    timeout --foreground -k 30 40m python -m pytest -n 2 --dist loadfile --max-worker-restart=0 "$@" | tee "$log" ||
+      status=$?
+    if [[ "$attempt" == 2 || "$status" == 0 ]] || ! grep -q "^worker 'gw[0-9]*' crashed while running" "$log"; then
+      return "$status"
+    fi
+    echo "warning: $(grep -m 1 "^worker 'gw" "$log"): all of them once more" >&2
+  done
+}
+
 step "fast tests, with coverage"
-python -m pytest -n 2 --dist loadfile -m "not slow and not timing" --cov --cov-report=term --durations=25 | tee "$logs/fast"
+side_by_side "$logs/fast" -m "not slow and not timing" --cov --cov-report=term --durations=25
 step "slow tests"
-python -m pytest -n 2 --dist loadfile -m "slow and not timing" --timeout=900 --durations=10 | tee "$logs/slow"
+side_by_side "$logs/slow" -m "slow and not timing" --timeout=900 --durations=10
 step "timings, alone"
 python -m pytest -m timing --timeout=900 | tee "$logs/timing"
 
