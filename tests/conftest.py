@@ -1,7 +1,10 @@
 """What every test shares: pinned threads, reproducible properties, the folder of real data sets."""
 
+import operator
 import os
+import random
 import signal
+import sys
 from pathlib import Path
 
 # Before anything imports torch or numpy: tests run side by side, and results depend on threads.
@@ -23,6 +26,15 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 # A shell that starts the tests in the background makes them ignore Ctrl-C, which some of them press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Whatever ran before in this process, a test draws the same numbers."""
+    random.seed(0)
+    for module, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
+        if module in sys.modules:
+            operator.attrgetter(seed)(sys.modules[module])(0)
 
 
 @pytest.fixture(scope="session")

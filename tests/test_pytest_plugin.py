@@ -23,7 +23,9 @@ def check(model, tmp_path, **arguments):
     check_file(model, folder=tmp_path, inputs=INPUTS, max_seconds=0.6, **arguments)
 
 
-@pytest.mark.parametrize("name", ["student.onnx", "student.xml"])
+@pytest.mark.parametrize(
+    "name", ["student.onnx", pytest.param("student.xml", marks=pytest.mark.slow)]
+)
 def test_a_generous_budget_passes_and_a_tight_one_fails_with_the_figures(exported, tmp_path, name):
     check(exported.folder / name, tmp_path, size="1 MB", memory="500 MB")
     check(exported.folder / name, tmp_path, p50="10 s", p95="20 s", on_inconclusive="pass")

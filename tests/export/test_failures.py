@@ -61,6 +61,7 @@ def test_a_network_that_fails_itself_says_so_with_its_line(tmp_path):
     assert line(user_models.Broken.forward, "x @") in error.where
 
 
+@pytest.mark.slow
 def test_what_onnx_has_not_but_openvino_has_is_exported_to_openvino_alone(tmp_path):
     given = source(user_models.Net(user_models.Inverse()), tmp_path)
     config = Export(formats=["openvino"])

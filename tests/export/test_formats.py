@@ -44,9 +44,9 @@ def both(module, folder, shape=(1, 8, 8), config=None):
     return [load(r, f, threads=1, precision="f32") for r, f in zip(runtimes, files, strict=True)]
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp", "resnet8", "wrn16-1", "mobilenetv2", "shufflenetv1", "shufflenetv2", "vit"]
-)
+@pytest.mark.parametrize("name", ["mlp", "resnet8", "wrn16-1", "vit", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("mobilenetv2", "shufflenetv1", "shufflenetv2")
+)])  # fmt: skip
 def test_every_family_computes_the_same_for_batches_it_was_not_exported_with(tmp_path, name):
     module = network(name, (3, 16, 16))
     inputs = torch.randn(7, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -85,6 +85,7 @@ def test_the_file_says_what_a_deployer_needs(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["student.onnx"]
 
 
+@pytest.mark.slow
 def test_the_same_model_is_the_same_file(tmp_path):
     made = []
     for name in ("once", "again"):

@@ -595,6 +595,7 @@ def slower(tmp_path_factory):
     return Run(path)
 
 
+@pytest.mark.slow
 def test_a_student_much_slower_and_larger_than_the_baselines_is_caught(run, slower):
     line(slower.path, student={"model": "zoo:mlp", "args": {"hidden": [1024, 1024]}},
          gate={"baseline": str(run.path), "budgets": []})  # fmt: skip
@@ -621,6 +622,7 @@ def test_the_very_same_run_is_no_regression_and_is_not_measured_again(run, finis
     assert line(run.path, gate=gate)[1] == []
 
 
+@pytest.mark.slow
 def test_records_that_cannot_be_compared_are_refused_unless_allowed(run, finished, tmp_path):
     gate = {"baseline": str(tmp_path / "nowhere")}
     with pytest.raises(UsageError, match="no such run or model file"):
@@ -718,6 +720,7 @@ def test_machines_that_neither_run_knows_are_not_taken_for_the_same():
     _check_comparable(candidate, baseline, [pair], ["machine"])
 
 
+@pytest.mark.slow
 def test_a_model_file_is_a_baseline_tested_and_measured_here(run, slower, tmp_path):
     path = tmp_path / "production.onnx"
     shutil.copy(run.path / "export/student.onnx", path)
@@ -762,6 +765,7 @@ def test_a_baseline_for_other_inputs_is_refused(run, exported, tmp_path):
         line(run.path, gate={"baseline": str(tmp_path / "other.onnx"), "budgets": []})
 
 
+@pytest.mark.slow
 def test_an_undecided_latency_is_measured_again_and_that_is_kept(run):
     # Medians may be equal to the nanosecond: of one launch, and where a call takes 2 µs.
     profile = {"launches": 2}

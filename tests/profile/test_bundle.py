@@ -93,6 +93,7 @@ def run_command(*arguments):
     return caught.value.code or 0
 
 
+@pytest.mark.slow
 class TestTheWholeWay:
     def test_a_run_that_waits_says_with_which_commands_it_goes_on(self, project):
         text = (project / "waiting.txt").read_text()

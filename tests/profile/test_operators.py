@@ -30,8 +30,8 @@ def profiled(model, runtime, seconds=0.1):
 
 
 @pytest.mark.parametrize("runtime", FILES)
-@pytest.mark.parametrize("name", ["vit", "mobilenetv2", pytest.param("resnet20", marks=pytest.mark.slow),
-                                  pytest.param("shufflenetv2", marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize("name", ["vit", *(pytest.param(name, marks=pytest.mark.slow)
+                                  for name in ("mobilenetv2", "resnet20", "shufflenetv2"))])  # fmt: skip
 def test_nearly_all_time_and_work_of_real_networks_is_mapped(zoo, name, runtime):
     model = zoo(name)
     operators, graph, said = profiled(model, runtime)

@@ -74,6 +74,7 @@ def test_a_drift_that_hits_both_cancels_in_the_speedup():
     assert (alone.p50_interval[1] - alone.p50_interval[0]) / alone.p50 > 0.25
 
 
+@pytest.mark.slow
 def test_the_speedups_interval_covers_the_truth():
     random = np.random.default_rng(4)
     covered = 0
