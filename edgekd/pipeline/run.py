@@ -26,6 +26,7 @@ from edgekd.results import (
     QuantizeReport,
     Record,
     Role,
+    SchemeReport,
     TrainingReport,
     VerifyReport,
 )
@@ -107,6 +108,12 @@ class Run:
         """Loss curves, or None when the weights were given."""
         path = self.path / role / "history.json"
         return History.read(path) if path.exists() else None
+
+    @property
+    def scheme(self) -> SchemeReport | None:
+        """What was trained on the way to the student; None in a run of an earlier edgekd."""
+        path = self.path / "student/scheme.json"
+        return SchemeReport.read(path) if path.exists() else None
 
     @property
     def export(self) -> ExportReport:

@@ -20,6 +20,7 @@ from edgekd.results import (
     ProfileReport,
     QuantizeReport,
     Role,
+    SchemeReport,
     TrainingReport,
     VerifyReport,
 )
@@ -58,6 +59,7 @@ class Contents:
     profile: ProfileReport | None
     gate: GateReport | None
     operators: OperatorsReport | None = None
+    scheme: SchemeReport | None = None
 
     @property
     def stages(self) -> dict[str, StageRecord]:
@@ -111,6 +113,7 @@ def read(run: Run, *, intact: bool = False) -> Contents:
         profile=if_done("profile", lambda: run.profile),
         gate=if_done("gate", lambda: run.gate),
         operators=if_done("profile", lambda: run.operators),
+        scheme=if_done("distill", lambda: run.scheme),
     )
 
 

@@ -41,6 +41,7 @@ def document(run: Run) -> dict[str, Any]:
         "results": {
             "teacher": _model(contents, "teacher"),
             "student": _model(contents, "student"),
+            "scheme": _sourced(contents, "student/scheme.json", contents.scheme),
             "export": _sourced(contents, "export/export.json", contents.export),
             "quantize": _sourced(contents, "quantized/quantize.json", contents.quantize),
             "verify": _sourced(contents, "verify/parity.json", contents.verify),

@@ -86,6 +86,7 @@ def render(run: Run) -> str:
         changes=tuple(_changes(contents, answers)),
         examples=_examples(contents, run, answers),
         training=tuple(_training(contents)),
+        scheme=_scheme(contents),
         given=tuple(role for role, m in contents.models.items() if m.history is None),
         parity=_parity(contents),
         edges=edge_rows(contents.verify),
@@ -236,6 +237,22 @@ def _distributions(contents: Contents, run: Run) -> Iterator[Plot]:
 def runs_as(m: Measurement) -> str:
     """The runtime, and int8 or int4 for files that are."""
     return m.runtime if m.variant == "f32" else f"{m.runtime} {m.variant}"
+
+
+def _scheme(contents: Contents) -> list[tuple[str, ...]]:
+    """What else a scheme has trained, a row each: name, network, accuracies before export."""
+    made = contents.scheme.models if contents.scheme else ()
+    if len(made) < 2:
+        return []
+    return [
+        (
+            m.name,
+            m.model or "made of others",
+            ", ".join(m.classes or ()) or "all",
+            *(f"{accuracy.value:.2%}" if accuracy else "–" for accuracy in (m.validation, m.test)),
+        )
+        for m in made
+    ]
 
 
 def _training(contents: Contents) -> Iterator[Plot]:

@@ -8,8 +8,9 @@ import pytest
 from edgekd.errors import UsageError
 from edgekd.report.contents import read
 from edgekd.report.html import _pareto, render
+from edgekd.results import SchemeModel, SchemeReport
 from edgekd.statistics import wilson
-from tests.report.conftest import rewrite
+from tests.report.conftest import STUDENT, rewrite
 
 HOSTILE = "<script>alert(1)</script>\"'&$x^2$\\frac{1}{2}"
 
@@ -181,6 +182,21 @@ def test_given_weights_have_no_curves_and_the_page_says_so(builder):
     run = builder.build()
     (run.path / "teacher/history.json").unlink()
     assert "The weights of the teacher were given" in words(page(run))
+
+
+def test_what_a_scheme_trained_on_the_way_is_a_table(builder):
+    run = builder.build()
+    assert "trained on the way" not in words(page(run))
+    made = [
+        SchemeModel(name="specialist 1", folder="specialists/1", model="zoo:mlp", classes=("3", HOSTILE),
+                    validation=None, test=STUDENT),
+        SchemeModel(name="student", folder=".", model="zoo:dscnn", validation=STUDENT, test=STUDENT),
+    ]  # fmt: skip
+    report = SchemeReport(scheme="specialists", models=tuple(made))
+    report.write(run.path / "student/scheme.json")
+    found = words(page(run))
+    assert "What was trained on the way" in found
+    assert f"specialist 1zoo:mlp3, {HOSTILE}–{STUDENT.value:.2%}" in found
 
 
 def test_many_classes_and_targets_stay_readable(builder):
