@@ -38,9 +38,10 @@ def build(
 ) -> nn.Module:
     """The untrained network `model` names, with initial weights from `seed` alone.
 
-    A pruned network starts from the weights that were left of the whole one, unless `start` is False:
-    who has other weights for it does not need them. A factory of the user's gets `args`, and
-    those of `num_classes`, `in_channels` and `input_shape` that it has parameters for. Modules and files are looked for from `base` too.
+    A pruned network starts from the weights that were left of the whole one, unless `start` is False: who
+    has other weights for it does not need them. A factory of the user's gets `args`, and those of
+    `num_classes`, `in_channels` and `input_shape` that it has parameters for. Modules and files are looked
+    for from `base` too.
     Raises UsageError whose place is `where` (a configuration key) and, for an exception in the
     factory, the line it came from.
     """
