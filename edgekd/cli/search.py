@@ -95,7 +95,9 @@ def _print(report: SearchReport, config: Config, folder: Path) -> None:
     from edgekd.search import front
     from edgekd.search.search import summary
 
-    click.echo(front.drawn(report.points))
+    standings = report.best_point.standings if report.best_point else ()
+    limits = [s.limit for s in standings if s.budget.startswith("latency_p50")]
+    click.echo(front.drawn(report.points, limits[0] if limits else None))
     table = Table("", "candidate", "method", "precision", "epochs", "validation", "p50", "size")
     ordered = sorted(report.points, key=lambda p: (-p.epochs, -p.accuracy.value))
     for p in ordered:

@@ -47,7 +47,7 @@ def prune(
 
     pruned = copy.deepcopy(network).eval().requires_grad_(True)
     heads = _heads(pruned)
-    classes = _logits(network, example).shape
+    classes = _logits(pruned, example).shape
     try:
         with _quiet(), torch.enable_grad():
             last = _last_layer(pruned, example)

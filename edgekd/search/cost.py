@@ -17,9 +17,9 @@ from torch import nn
 
 import edgekd
 from edgekd.artifacts import sha256_file, sha256_json
-from edgekd.config.schema import Config, Export, Model, Profile
+from edgekd.config.schema import Config, Model, Profile
 from edgekd.data.resolve import Dataset
-from edgekd.errors import UsageError
+from edgekd.errors import StageError, UsageError
 from edgekd.export.exporter import EXPORTERS, Exported, Source
 from edgekd.models import role
 from edgekd.pipeline.stages import network_part
@@ -63,7 +63,8 @@ class Coster:
     def costs(self, network: Model, where: str = "student") -> Costs:
         """Figures of the network's files in every runtime on every target that opens them.
 
-        Raises StageError when a device cannot be reached or a network cannot be exported.
+        Where it cannot be exported or measured there are none, and the reason; that is not kept, for
+        next time the device may be there. Where only its quantized files fail, there are the others.
         """
         path = self._path(network, where)
         if path.is_file():
@@ -71,11 +72,22 @@ class Coster:
         module = role.build(
             network, "student", self.dataset, seed=self.config.seed, base=self.base
         ).eval()
+        reason = None
+        for quantized in dict.fromkeys((self.quantized, None)):
+            try:
+                found = self._found(module, network, quantized)
+            except StageError as error:
+                reason = reason or error.what
+                continue
+            if reason is None:
+                found.write(path)
+            return found.model_copy(update={"failed": reason})
+        return Costs(figures=(), failed=reason)
+
+    def _found(self, module: nn.Module, network: Model, quantized: Variant | None) -> Costs:
         with tempfile.TemporaryDirectory(prefix="edgekd-cost-") as name:
-            files = tuple(self._files(module, network, Path(name)))
-            found = Costs(figures=tuple(self._figures(files, Path(name))))
-        found.write(path)
-        return found
+            files = tuple(self._files(module, network, Path(name), quantized))
+            return Costs(figures=tuple(self._figures(files, Path(name))))
 
     def _path(self, network: Model, where: str) -> Path:
         return self.folder / f"{sha256_json(self._key(network, where))}.json"
@@ -130,7 +142,9 @@ class Coster:
 
     # -- files ------------------------------------------------------------------------------
 
-    def _files(self, module: nn.Module, network: Model, folder: Path) -> Iterator[ExportedFile]:
+    def _files(
+        self, module: nn.Module, network: Model, folder: Path, quantized: Variant | None
+    ) -> Iterator[ExportedFile]:
         """The formats that the targets' runtimes open, in every precision that is asked for."""
         config, dataset = self.config.export, self.dataset
         # Which way to OpenVINO is faster is found out for the winner alone.
@@ -147,11 +161,11 @@ class Coster:
             if format not in self.formats:
                 continue
             yield _file(format, "f32", exported.files, folder)
-            if self.quantized is not None:
-                yield self._int8(format, exported, onnx, folder, settings)
+            if quantized is not None:
+                yield self._quantized(format, exported, onnx, folder, quantized)
 
-    def _int8(
-        self, format: str, exported: Exported, onnx: Path, folder: Path, config: Export
+    def _quantized(
+        self, format: str, exported: Exported, onnx: Path, folder: Path, variant: Variant
     ) -> ExportedFile:
         """Calibrated on a few samples: ranges do not change how long it takes."""
         from edgekd.quantize.arithmetic import arithmetic
@@ -160,17 +174,16 @@ class Coster:
         from edgekd.quantize.recipes import RECIPES
 
         assert self.config.quantize is not None
-        assert self.quantized is not None
         recipe = RECIPES.find(self.config.quantize.recipe, self.base)
         few = self.dataset.tensor(np.resize(self.dataset.train, _CALIBRATION)).numpy()
-        quantized = prepare(
+        made = prepare(
             Float(format, exported.path, onnx, folder),
             recipe,
             list(few[:, None]),
             arithmetic(recipe, self.targets),
         )
-        path = folder / f"student-{self.quantized}{exported.path.suffix}"
-        return _file(format, self.quantized, quantized.write(path), folder)
+        path = folder / f"student-{variant}{exported.path.suffix}"
+        return _file(format, variant, made.write(path), folder)
 
     # -- figures ----------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from edgekd.artifacts import atomic_path, disk_errors, sha256_json, write_text
 from edgekd.config.schema import Config, Distill, Student
 from edgekd.data.resolve import Dataset, load
 from edgekd.distill.method import METHODS, MethodList
-from edgekd.errors import Interrupted, StageError, UsageError
+from edgekd.errors import EdgekdError, Interrupted, StageError, UsageError
 from edgekd.pipeline.line import resolve_folder, run_line, terminable
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import LINE
@@ -207,7 +207,9 @@ class _Search:
             task.advance()
             for candidate in self.candidates:
                 network = Student(model=candidate.model, args=candidate.args)
-                self.costs[candidate.name] = self.coster.costs(network)
+                found = self.costs[candidate.name] = self.coster.costs(network)
+                if found.failed is not None:
+                    self.progress.warn(f"{candidate.name} cannot be costed: {found.failed}")
                 task.advance(candidate=candidate.name)
         allowed = {c.name: self._allowed(c) for c in self.candidates}
         fit = [c for c in self.candidates if allowed[c.name]]
@@ -237,14 +239,17 @@ class _Search:
         if not found:
             worst = [self._worst(candidate, variant) for variant in possible]
             least = min(worst, key=lambda s: s.beyond if s else float("inf"))
-            self.out[candidate.name] = least.text if least else "does not run on the target"
+            failed = self.costs[candidate.name].failed
+            self.out[candidate.name] = (
+                failed if failed else least.text if least else "does not run on the target"
+            )
         return found
 
     def _worst(self, candidate: Candidate, variant: Variant) -> Standing | None:
         standings = self._standings(candidate, variant)
         return max(standings, key=lambda s: s.beyond, default=None)
 
-    def _impossible(self) -> UsageError:
+    def _impossible(self) -> EdgekdError:
         """Of all candidates the one that is nearest to the budgets, and by how much it misses."""
         possible = variants(self.config.gate.budgets, self.quantized)
         near = [
@@ -254,10 +259,12 @@ class _Search:
             if (standing := self._worst(candidate, variant)) is not None
         ]
         if not near:
-            return UsageError(
-                "no candidate runs on the target", where="profile.targets",
-                fix="allow more memory there, or name a student",
-            )  # fmt: skip
+            reasons = [costs.failed for costs in self.costs.values() if costs.failed]
+            return StageError(
+                f"no candidate could be costed: {reasons[0] if reasons else 'none runs there'}",
+                where="target " + ", ".join(target.name for target in self.coster.targets),
+                fix="`edgekd targets check` asks whether the device can be measured",
+            )
         _, name, standing = min(near, key=lambda entry: entry[:2])
         position = next(
             i
@@ -541,4 +548,6 @@ def _yaml(config: Config, folder: Path) -> str:
     value.pop("search", None)
     value["student"] = config.student.model_dump(mode="json")
     head = f"# Found by edgekd search: see {folder / PAGE}. Next: edgekd compress on this file.\n"
-    return head + yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100)
+    return head + yaml.safe_dump(
+        value, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+    )
