@@ -97,6 +97,7 @@ def test_int8_is_a_choice_of_its_own_where_quantize_is_asked(tmp_path):
     assert load_config(lab.best).quantize is not None
 
 
+@pytest.mark.slow
 def test_a_pruned_student_goes_through_the_whole_line_and_a_second_process_opens_it(tmp_path):
     convolutions = {"model": "zoo:resnet8", "args": {"width": 0.5}}
     lab = Lab(
@@ -175,7 +176,7 @@ def alive(pid):
         return False
 
 
-LONG = {"epochs": 400, "checkpoint_every": 0.0}
+LONG = {"epochs": 500, "checkpoint_every": 0.1}
 
 
 def long_search(path):
@@ -277,11 +278,14 @@ def test_an_accuracy_out_of_reach_ends_with_the_closest_and_what_stands_in_the_w
     [
         (budget(max="1 s", target="pi-9"), "unknown target 'pi-9'"),
         (budget(max="1 s", target="local", runtime="onnxruntim"), "did you mean 'onnxruntime'"),
-        ({"budgets": [{"metric": "energy", "max": "1 J", "runtime": "openvino"}]}, "nothing tells energy"),
+        (
+            {"budgets": [{"metric": "energy", "max": "1 J", "runtime": "onnxruntime"}]},
+            "nothing tells energy",
+        ),
     ],
 )  # fmt: skip
 def test_a_budget_on_what_there_is_not(searched, gate, said):
-    lab = Lab(searched.base, gate=gate, export={"formats": ["onnx", "openvino"]})
+    lab = Lab(searched.base, gate=gate)
     if "energy" in said and _tells_energy():
         pytest.skip("this machine tells its energy")
     with pytest.raises(UsageError, match=said):
@@ -345,6 +349,7 @@ def net(num_classes):
 """
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_be_traced_is_told_and_the_families_are_searched(tmp_path):
     (tmp_path / "odd.py").write_text(ODD)
     train = {**TINY["teacher"]["train"], "epochs": 1}
@@ -358,10 +363,16 @@ def test_a_teacher_that_cannot_be_traced_is_told_and_the_families_are_searched(t
     assert report.found
 
 
+MEAN = """
+from torch import nn
+
+def net(num_classes):
+    return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, num_classes))
+"""
+
+
 def test_a_teacher_with_nothing_smaller_is_one_error(tmp_path):
-    (tmp_path / "odd.py").write_text(ODD.replace("nn.Linear(64, 16), nn.Linear(16, classes)",
-                                                 "nn.Identity(), nn.Linear(64, classes)")
-                                     .replace(" + torch.ones(16)", ""))  # fmt: skip
+    (tmp_path / "odd.py").write_text(MEAN)
     train = {**TINY["teacher"]["train"], "epochs": 1}
     lab = Lab(tmp_path, teacher={"model": "odd.py:net", "train": train})
     with pytest.raises(UsageError, match="no network smaller than the teacher") as caught:
