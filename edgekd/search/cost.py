@@ -9,6 +9,7 @@ import importlib.metadata
 import platform
 import tempfile
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from edgekd.models import role
 from edgekd.pipeline.stages import network_part
 from edgekd.profile.device.runtimes import RUNTIMES
 from edgekd.profile.measure import profile
+from edgekd.profile.predict.forecast import cost_model_path, forecast
+from edgekd.profile.predict.records import Calibration
 from edgekd.profile.targets import Target, find
-from edgekd.profile.transport import formats
+from edgekd.profile.transport import TRANSPORTS, Describes, by_hand, formats
 from edgekd.progress import Silent
 from edgekd.registry import suggestion
 from edgekd.results import ExportedFile, Measurement, ModelCard, ProfileReport, Variant
@@ -55,10 +58,33 @@ class Coster:
         self.formats = [format for format in config.export.formats if format in opened]
         self.quantized = quantized_variant(config, base)
 
-    def known(self, network: Model, where: str) -> Costs | None:
-        """What was found before, if it was."""
-        path = self._path(network, where)
+    def known(self, network: Model, where: str = "student") -> Costs | None:
+        """What was found before on targets that all were attached, if it was."""
+        path = self._path(network, where, ())
         return Costs.read(path) if path.is_file() else None
+
+    @cached_property
+    def away(self) -> tuple[str, ...]:
+        """Targets that have to be measured by hand or cannot be reached: their cost models speak for them.
+
+        Raises StageError where there is no cost model either.
+        """
+        found = []
+        for target in self.targets:
+            reason = None if target.predicted else _out_of_reach(target)
+            if reason is None:
+                continue
+            try:
+                cost_model_path(target, self.base)
+            except UsageError:
+                raise StageError(
+                    reason,
+                    where=f"target {target.name}",
+                    fix="attach it; or, to search without it, once while it is attached: edgekd targets "
+                    f"calibrate {target.name}",
+                ) from None
+            found.append(target.name)
+        return tuple(found)
 
     def costs(self, network: Model, where: str = "student") -> Costs:
         """Figures of the network's files in every runtime on every target that opens them.
@@ -66,7 +92,10 @@ class Coster:
         Where it cannot be exported or measured there are none, and the reason; that is not kept, for
         next time the device may be there. Where only its quantized files fail, there are the others.
         """
-        path = self._path(network, where)
+        known = self.known(network, where)
+        if known is not None:
+            return known
+        path = self._path(network, where, self.away)
         if path.is_file():
             return Costs.read(path)
         module = role.build(
@@ -89,10 +118,11 @@ class Coster:
             files = tuple(self._files(module, network, Path(name), quantized))
             return Costs(figures=tuple(self._figures(files, Path(name))))
 
-    def _path(self, network: Model, where: str) -> Path:
-        return self.folder / f"{sha256_json(self._key(network, where))}.json"
+    def _path(self, network: Model, where: str, away: tuple[str, ...]) -> Path:
+        key = self._key(network, where, away)
+        return self.folder / f"{sha256_json(key)}.json"
 
-    def _key(self, network: Model, where: str) -> dict[str, Any]:
+    def _key(self, network: Model, where: str, away: tuple[str, ...]) -> dict[str, Any]:
         part = network_part(network, self.base, where)
         part["source"] = part["source"].partition(" ")[0]
         here = any(target.transport == "local" for target in self.targets)
@@ -112,17 +142,15 @@ class Coster:
             "formats": sorted(self.formats),
             "opset": self.config.export.opset,
             "settings": self._settings.model_dump(mode="json", exclude={"targets"}),
-            "targets": [self._target(target) for target in self.targets],
+            "targets": [self._target(target, away) for target in self.targets],
             "machine": [platform.node(), platform.machine()] if here else None,
             "tools": {tool: importlib.metadata.version(tool) for tool in tools},
             "recipe": recipe,
         }
 
-    def _target(self, target: Target) -> dict[str, Any]:
+    def _target(self, target: Target, away: tuple[str, ...]) -> dict[str, Any]:
         part = target.model_dump(mode="json")
-        if target.predicted:
-            from edgekd.profile.predict.forecast import cost_model_path
-
+        if target.predicted or target.name in away:
             part["cost_model"] = sha256_file(cost_model_path(target, self.base))
         return part
 
@@ -188,7 +216,8 @@ class Coster:
     # -- figures ----------------------------------------------------------------------------
 
     def _figures(self, files: tuple[ExportedFile, ...], root: Path) -> Iterator[Cost]:
-        attached = [target for target in self.targets if not target.predicted]
+        absent = [t for t in self.targets if t.predicted or t.name in self.away]
+        attached = [target for target in self.targets if target not in absent]
         if attached:
             most = max(self._settings.batch_size, self._settings.throughput_batch_size)
             example = self.dataset.tensor(np.resize(self.dataset.train, most)).numpy()
@@ -196,16 +225,12 @@ class Coster:
                 files, attached, self._settings, example, root=root, progress=Silent()
             )
             yield from measured(report)
-        for target in self.targets:
-            if target.predicted:
-                yield from self._predicted(files, target, root)
+        for target in absent:
+            yield from self._predicted(files, target, root)
 
     def _predicted(
         self, files: tuple[ExportedFile, ...], target: Target, root: Path
     ) -> Iterator[Cost]:
-        from edgekd.profile.predict.forecast import cost_model_path, forecast
-        from edgekd.profile.predict.records import Calibration
-
         where = cost_model_path(target, self.base)
         calibration = Calibration.read(where)
         for runtime in target.runtimes:
@@ -256,6 +281,20 @@ def places(config: Config, base: Path) -> list[Target]:
         find(name, base).model_copy(update={"runtimes": list(runtimes)})
         for name, runtimes in found.items()
     ]
+
+
+def _out_of_reach(target: Target) -> str | None:
+    """Why candidates cannot be measured there one after the other, if they cannot."""
+    if by_hand(target):
+        return f"{target.name} is measured by hand, which no search can do for every candidate"
+    transport = TRANSPORTS.get(target.transport)()
+    if target.transport == "local" or not isinstance(transport, Describes):
+        return None
+    try:
+        transport.describe(target)
+    except StageError as error:
+        return error.what
+    return None
 
 
 def measured(report: ProfileReport) -> Iterator[Cost]:

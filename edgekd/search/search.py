@@ -203,6 +203,7 @@ class _Search:
             self.config, self.base, self.run, self.dataset, self.progress
         )
         with self.progress.task("cost", len(self.candidates) + 1) as task:
+            self._tell_predicted()
             self.whole = self.coster.costs(self.config.teacher, "teacher")
             task.advance()
             for candidate in self.candidates:
@@ -223,6 +224,15 @@ class _Search:
             for name, entries in methods[: self.config.search.trials]:
                 config = _with(self.config, candidate, entries)
                 self.trials.append(self._trial(candidate, name, config, allowed[candidate.name]))
+
+    def _tell_predicted(self) -> None:
+        """Where nothing is measured; what was measured before needs no device."""
+        networks = [Student(model=c.model, args=c.args) for c in self.candidates]
+        if all(self.coster.known(network) for network in networks):
+            return
+        for name in self.coster.away:
+            self.notes.append(f"{name} cannot be measured now: its cost model predicts latencies")
+            self.progress.say(f"  note: {self.notes[-1]}")
 
     def _standings(self, candidate: Candidate, variant: Variant) -> list[Standing]:
         costs = self.costs[candidate.name]
