@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -12,8 +11,6 @@ import pytest
 from edgekd.errors import UsageError
 from tests.search.conftest import TINY, Lab
 from tests.search.test_search import LONG, until
-
-pytestmark = pytest.mark.slow
 
 
 def ray_workers():
@@ -36,6 +33,7 @@ def cluster():
     ray.shutdown()
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_in_mid_trial_loses_nothing(cluster, tmp_path):
     search = {**TINY["search"], "candidates": 2, "trials": 2, "rungs": 1, "prune": []}
     distill = {**TINY["distill"], **LONG}
@@ -84,9 +82,9 @@ def _weights(trial):
 
 def test_a_cluster_that_is_not_there_is_one_error(tmp_path):
     pytest.importorskip("ray")
-    lab = Lab(tmp_path, search={**TINY["search"], "prune": [], "engine": "ray://127.0.0.1:1"})
-    started = time.monotonic()
+    lab = Lab(tmp_path, search={**TINY["search"], "engine": "ray://127.0.0.1:1"})
     with pytest.raises(UsageError, match=r"no Ray cluster at 127\.0\.0\.1:1") as caught:
         lab.search()
     assert "ray start --head" in caught.value.fix
-    assert time.monotonic() - started < 120
+    # Before the teacher is trained.
+    assert not lab.out.exists()

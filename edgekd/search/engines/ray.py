@@ -10,6 +10,9 @@ import contextlib
 import importlib.util
 import json
 import os
+import signal
+import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +29,7 @@ _ROOT = Path(__file__).parents[3]
 # How far a trial is, for whoever looks: the share that is done, in its folder.
 _SHARE = ".share"
 _POLL = 0.5
+_CONNECT = 10.0
 
 
 @engine("ray")
@@ -37,6 +41,8 @@ class Ray:
             raise UsageError(
                 "Ray is not installed", where="search.engine", fix="pip install 'edgekd[ray]'"
             )
+        if address:
+            _answers(address)
         self.address, self.jobs = address, jobs
 
     def run(self, jobs: Sequence[Job], tell: Tell) -> Iterator[tuple[Job, Outcome]]:
@@ -86,19 +92,40 @@ class Ray:
             "runtime_env": {"env_vars": {"PYTHONPATH": path}},
         }
         about |= {"address": self.address} if self.address else {"include_dashboard": False}
+        before = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(**about)
         except Exception as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise UsageError(
-                f"no Ray cluster at {self.address or 'this machine'}: {line}",
-                where="search.engine",
-                fix="`ray start --head` starts one and prints its address; ray:// alone starts one here",
-            ) from None
+            raise _absent(self.address or "this machine", line) from None
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # Ray would end the program in mid-air
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _answers(address: str) -> None:
+    """Ray itself tries for minutes. Raises UsageError where nobody listens."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(
+            f"ray://{address} should be ray://HOST:PORT, or ray:// for this machine",
+            where="search.engine",
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=_CONNECT).close()
+    except OSError as error:
+        raise _absent(address, error.strerror or str(error)) from None
+
+
+def _absent(address: str, reason: str) -> UsageError:
+    return UsageError(
+        f"no Ray cluster at {address}: {reason}",
+        where="search.engine",
+        fix="`ray start --head` starts one and prints its address; ray:// alone starts one here",
+    )
 
 
 def trial(text: str) -> str:
