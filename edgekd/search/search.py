@@ -520,10 +520,11 @@ class _Search:
         """Let the distill stage of a run in `folder` go on from the winner's checkpoint."""
         assert report.best_point is not None
         trial = next(t for t in self.trials if t.id == report.best_point.trial)
-        made = checkpoint(trial.folder)
-        partial = Run(folder).partial("distill", self._key(winner))
-        target = checkpoint(partial)
-        if target.exists() or not made.exists() or (folder / "student/history.json").exists():
+        made, run = checkpoint(trial.folder), Run(folder)
+        key = self._key(winner)
+        done = run.manifest.stages.get("distill") if (folder / "run.json").is_file() else None
+        target = checkpoint(run.partial("distill", key))
+        if target.exists() or not made.exists() or (done is not None and done.key == key):
             return
         with disk_errors(folder), atomic_path(target) as temporary:
             shutil.copyfile(made, temporary)

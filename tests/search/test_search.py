@@ -13,8 +13,10 @@ import yaml
 from edgekd import api
 from edgekd.config.load import load_config
 from edgekd.errors import StageError, UsageError
-from edgekd.search import front
+from edgekd.search import cost, front, space
+from edgekd.search.engines import local
 from edgekd.search.records import SearchReport
+from edgekd.teachers.kinds.torch import TorchTeacher
 from tests.search.conftest import PLAIN, TINY, Lab
 
 ROOT = Path(__file__).parents[2]
@@ -67,10 +69,10 @@ def test_the_same_search_again_trains_and_measures_nothing(searched, monkeypatch
     def never(*_):
         raise AssertionError("asked again")
 
-    monkeypatch.setattr("edgekd.search.engines.local._Worker.ask", never)
-    monkeypatch.setattr("edgekd.search.cost.profile", never)
-    monkeypatch.setattr("edgekd.search.space.prune", never)
-    monkeypatch.setattr("edgekd.teachers.kinds.torch.TorchTeacher.make", never)
+    monkeypatch.setattr(local._Worker, "ask", never)
+    monkeypatch.setattr(cost, "profile", never)
+    monkeypatch.setattr(space, "prune", never)
+    monkeypatch.setattr(TorchTeacher, "make", never)
     again = Lab(searched.base)
     assert again.search() == searched.report
 
@@ -132,6 +134,7 @@ def test_compress_with_student_auto_searches_and_goes_on_with_the_winner(searche
     path.write_text(yaml.safe_dump(config))
     run = api.distill(path, out=searched.base / "runs/tiny")
     assert run.manifest.config["student"]["model"] == run.card("student").model != "auto"
+    assert not (run.path / ".partial").exists()
 
 
 # -- stopped and gone on --------------------------------------------------------------------
@@ -176,7 +179,7 @@ def alive(pid):
         return False
 
 
-LONG = {"epochs": 500, "checkpoint_every": 0.1}
+LONG = {"epochs": 250, "checkpoint_every": 0.1}
 
 
 def long_search(path):
@@ -186,6 +189,28 @@ def long_search(path):
         distill={**TINY["distill"], **LONG},
         search={**TINY["search"], "candidates": 1, "trials": 1, "rungs": 1, "prune": []},
     )
+
+
+def test_the_command_prints_what_it_found_and_exits_with_the_verdict(searched):
+    lab = Lab(searched.base)
+    process = start(lab)
+    printed, told = process.communicate(timeout=100)
+    assert process.returncode == 0, told
+    assert SearchReport.model_validate(json.loads(printed)).points == searched.report.points
+    hopeless = start(lab, "--set", "gate.budgets=[{metric: accuracy, min: 100 %}]")
+    printed, told = hopeless.communicate(timeout=100)
+    assert hopeless.returncode == 1, told
+    assert json.loads(printed)["winner"] is not None
+
+
+def test_the_shell_completes_the_command_and_its_options():
+    from click.shell_completion import BashComplete
+
+    from edgekd.cli import app
+
+    complete = BashComplete(app, {}, "edgekd", "_EDGEKD_COMPLETE")
+    assert [c.value for c in complete.get_completions([], "sea")] == ["search"]
+    assert "--rungs" in [c.value for c in complete.get_completions(["search"], "--r")]
 
 
 @pytest.mark.slow
