@@ -12,7 +12,17 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgekd.api import compress, distill, export, gate, profile, quantize, report, verify
+    from edgekd.api import (
+        compress,
+        distill,
+        export,
+        gate,
+        profile,
+        quantize,
+        report,
+        search,
+        verify,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +34,7 @@ __all__ = [
     "profile",
     "quantize",
     "report",
+    "search",
     "verify",
 ]
 

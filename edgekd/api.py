@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgekd.config.load import apply_overrides, load_config, of_gate, validate
 from edgekd.config.schema import Config
@@ -13,6 +13,9 @@ from edgekd.errors import UsageError
 from edgekd.pipeline.line import config_of, resolve_folder, run_line
 from edgekd.pipeline.run import Run
 from edgekd.progress import Progress, Silent
+
+if TYPE_CHECKING:
+    from edgekd.search.records import SearchReport
 
 ConfigLike = Config | Mapping[str, Any] | str | os.PathLike[str]
 
@@ -74,6 +77,37 @@ def resolve(config: ConfigLike, overrides: Iterable[str] = ()) -> tuple[Config, 
     value = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
     value = apply_overrides(value, overrides)
     return validate(value, where="config", lines={}), Path.cwd()
+
+
+def search(
+    config: ConfigLike,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    best: str | os.PathLike[str] | None = None,
+    overrides: Iterable[str] = (),
+    progress: Progress | None = None,
+) -> SearchReport:
+    """The student that meets `gate.budgets` with the best validation accuracy, whatever `config` names.
+
+    `out` is the search's folder (default runs/<name>-search); the winner is written to `best` as a
+    configuration, if given, and its training goes on in runs/<name> beside it. `config`, `overrides` and
+    `progress` are as for `compress`. Raises edgekd.errors.UsageError, StageError or Interrupted.
+    """
+    from edgekd.search.search import SUFFIX
+    from edgekd.search.search import search as found
+
+    overrides = [overrides] if isinstance(overrides, str) else list(overrides)
+    resolved, base = resolve(config, ["student=auto", *overrides])
+    folder = Path(out) if out is not None else Path("runs") / f"{resolved.name}{SUFFIX}"
+    return found(
+        resolved,
+        base=base,
+        out=resolve_folder(resolved, folder),
+        progress=progress or Silent(),
+        goes_on=[folder.parent / resolved.name],
+        best=None if best is None else Path(best),
+        command="edgekd.search(...)",
+    )
 
 
 compress = _until("report", "compress", "The whole line, from the teacher to the report.")

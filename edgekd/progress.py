@@ -6,7 +6,11 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
 
 Figure = float | str
 
@@ -104,26 +108,9 @@ class Bars:
     @contextlib.contextmanager
     def task(self, name: str, total: float | None = None, done: float = 0) -> Iterator[Task]:
         """A task shown as a bar with elapsed time, ETA and its figures."""
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            TaskProgressColumn,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
-
-        columns = (
-            TextColumn("  {task.description:<22}", markup=False),
-            BarColumn(bar_width=28),
-            TaskProgressColumn(),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", markup=False),
-        )
-        with Progress(*columns, console=self.console) as bar:
-            yield _BarTask(bar, bar.add_task(name, total=total, completed=done, figures=""))  # type: ignore[arg-type]
+        bar, shown = bar_of(self.console, name, total, done)
+        with bar:
+            yield shown
 
     def say(self, text: str) -> None:
         """Print one line above the bars."""
@@ -132,6 +119,33 @@ class Bars:
     def warn(self, text: str) -> None:
         """Print one line above the bars."""
         self.say(f"  warning: {text}")
+
+
+def bar_of(
+    console: Console, name: str, total: float | None, done: float
+) -> tuple[RichProgress, Task]:
+    """A bar that is not shown yet, and its task."""
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (
+        TextColumn("  {task.description:<22}", markup=False),
+        BarColumn(bar_width=28),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+    )
+    bar = Progress(*columns, console=console)
+    task = bar.add_task(name, total=total, completed=done, figures="")  # type: ignore[arg-type]
+    return bar, _BarTask(bar, task)
 
 
 class _BarTask:

@@ -18,6 +18,7 @@ from edgekd.errors import EdgekdError
 COMMANDS = {
     "init": "Write a commented compress.yaml to start from.",
     "compress": "Teacher to report: run the whole line.",
+    "search": "Find the student that meets the budgets best.",
     "distill": "Train the student (and the teacher before it).",
     "export": "Write ONNX and OpenVINO files of both models.",
     "quantize": "Write INT8 versions of the student's files.",

@@ -212,10 +212,38 @@ class Teacher(Weighted):
         return self
 
 
-class Student(Model):
-    """The model that ships."""
+AUTO = "auto"
 
-    model: str = "zoo:dscnn"
+
+class Student(Model):
+    """The model that ships; `student: auto` is short for `student: {model: auto}`."""
+
+    model: str = Field(
+        "zoo:dscnn",
+        description="zoo:NAME (see `edgekd zoo`) | package.module:factory | path/to/file.py:factory | "
+        "auto: the best that `edgekd search` finds for gate.budgets.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_alone(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _chosen_whole(self) -> Student:
+        if self.auto and self.args:
+            raise ValueError("args are of a network that is named; auto chooses them too")
+        return self
+
+    @property
+    def auto(self) -> bool:
+        """Whether it is still to be found."""
+        return self.model == AUTO
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: Any, handler: Any) -> Any:
+        whole = handler(core)
+        return {"anyOf": [{"const": AUTO}, whole]}
 
 
 class KnowledgeStorage(Section):
@@ -736,6 +764,54 @@ class BudgetFile(Section):
     on_inconclusive: Literal["fail", "warn", "pass"] | None = None
 
 
+Ratio = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Search(Section):
+    """How the student is found where it is `auto`: what is tried, and for how long."""
+
+    candidates: int = Field(
+        20, ge=1, le=1000, description="Networks costed before any training, at most."
+    )
+    trials: int = Field(
+        12,
+        ge=1,
+        le=1000,
+        description="Networks times methods that are trained, at most; of those that can meet the budgets.",
+    )
+    rungs: int = Field(
+        3,
+        ge=1,
+        le=10,
+        description="Successive halving: at each rung the best third goes on, for three times the epochs.",
+    )
+    epochs: int | None = Field(
+        None,
+        ge=1,
+        description="At which the last rung ends, of the distill.epochs of a whole training; null: all.",
+    )
+    keep: float = Field(3.0, gt=1, le=10, description="One of so many goes on to the next rung.")
+    methods: list[MethodList] | None = Field(
+        None,
+        min_length=1,
+        description="Each in the place of distill.methods; null: those, and dist where they are kd alone.",
+    )
+    prune: list[Ratio] = Field(
+        [0.25, 0.5, 0.625, 0.75],
+        description="Shares of the teacher's channels that pruned candidates are without; []: none.",
+    )
+    engine: str = Field("local", description="Where trials run: local, or ray://HOST:PORT.")
+    jobs: int | None = Field(
+        None,
+        ge=1,
+        le=1000,
+        description="Trials at once; null: as many as the cores have threads for.",
+    )
+    seconds: Positive = Field(
+        1.0, description="Longest measurement of a candidate in one runtime on one target."
+    )
+
+
 class Config(Section):
     """One run of the assembly line."""
 
@@ -747,6 +823,7 @@ class Config(Section):
     teacher: Teacher = Field(default_factory=Teacher)
     student: Student = Field(default_factory=Student)
     distill: Distill = Field(default_factory=Distill)
+    search: Search = Field(default_factory=Search)
     export: Export = Field(default_factory=Export)
     quantize: Quantize | None = Field(None, description="null: no INT8 files.")
     verify: Verify = Field(default_factory=Verify)
@@ -770,6 +847,29 @@ class Config(Section):
         if self.distill.transfer.unlabels and (augment.mixup or augment.cutmix):
             raise ValueError(
                 "mixup and cutmix mix labels too, and distill.transfer has samples without"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _student_can_be_found(self) -> Config:
+        if not self.student.auto:
+            return self
+        if kind_of(self.teacher.model).Options is not None:
+            raise _at(
+                ("student", "model"),
+                f"auto makes the teacher's network smaller, and {self.teacher.model} only answers; name "
+                "a student, such as zoo:dscnn (`edgekd zoo` lists them)",
+            )
+        if self.distill.scheme.entry.name != "offline":
+            raise _at(
+                ("distill", "scheme"),
+                f"student: auto is searched with scheme offline, not {self.distill.scheme.entry.name}; "
+                "search first, then train what it finds with another scheme",
+            )
+        if not self.gate.budgets:
+            raise _at(
+                ("gate", "budgets"),
+                "student: auto needs a budget, such as {metric: latency_p50, max: 20 ms, target: local}",
             )
         return self
 

@@ -64,8 +64,12 @@ def train(
     progress: Progress,
     name: str,
     teacher: TeacherKnowledge | None = None,
+    until: int | None = None,
 ) -> History:
     """Train `model` in place on the training split and leave it with the selected weights.
+
+    With `until` it stops after so many epochs of the whole training, as selected by then, and leaves its
+    checkpoint: the next call goes on to the same weights as if it had never stopped.
 
     The epoch is selected on the validation split (`config.select`); the test split is not
     looked at. `checkpoint` is written every `config.checkpoint_every` seconds and on Ctrl-C or
@@ -75,6 +79,7 @@ def train(
     """
     steps = _steps_per_epoch(len(dataset.train), config.batch_size)
     total = config.epochs * steps
+    last = config.epochs if until is None else min(until, config.epochs)
     with _threads(config.threads), _stop_signals() as stop:
         found = parallel.told(_read(checkpoint) if parallel.rank() == 0 else None)
         computing = _computing(found, model, dataset, views, config, seed, total, progress)
@@ -92,14 +97,14 @@ def train(
         saved = time.monotonic()
         with (
             Tapped(model, objective.student_taps) as tapped,
-            progress.task(name, total, state.epoch * steps + state.step) as task,
+            progress.task(name, last * steps, state.epoch * steps + state.step) as task,
         ):
             student_model: Run = tapped.__call__
             if computing.compile and not tapped.compilable:
                 progress.say("  note: attention maps are read, so the step is not compiled")
             elif computing.compile:
                 student_model = compiled(student_model, progress)
-            while state.epoch < config.epochs:
+            while state.epoch < last:
                 order = _order(dataset.train, seed, state.epoch)
                 view = state.epoch % views.count
                 losses = Losses(state, name)
@@ -152,6 +157,8 @@ def train(
                 task.advance(
                     0, **{"val. accuracy": f"{state.epochs[-1]['validation_accuracy']:.2%}"}
                 )
+        if until is not None:
+            _save(checkpoint, everything, optimizer, state, computing)
         model.load_state_dict(state.best_weights)
         place(everything, Computing())
         model.eval()

@@ -167,8 +167,12 @@ class Workshop:
         training: Training | None = None,
         dataset: Dataset | None = None,
         seed: int = 0,
+        until: int | None = None,
     ) -> History:
-        """Train `module` in place with the one loop, going on from a checkpoint in `folder`."""
+        """Train `module` in place with the one loop, going on from a checkpoint in `folder`.
+
+        `until`: for so many epochs of all, as far as they are not done yet.
+        """
         dataset = dataset or self.dataset
         seed += self.context.config.seed
         if teacher is not None:
@@ -194,6 +198,7 @@ class Workshop:
             progress=self.context.progress,
             name=name,
             teacher=asked and _numbered(asked),
+            until=until,
         )
 
     def _ask_once(self, teacher: Teacher, views: Views) -> None:

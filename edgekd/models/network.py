@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -21,23 +21,31 @@ F = TypeVar("F", bound=Factory)
 class Network:
     """`zoo:NAME`. `build(input_shape, classes, **args)` makes it with PyTorch's random state.
 
-    `example` is an input shape that it takes.
+    `example` is an input shape that it takes. The rest says how it gets smaller (`models/shrink.py`):
+    members of one `family` are of one design; `depth` are the layers in a member's name; `widths` are
+    arguments that are scaled with its width, `depths` those that count layers. `student_of` are the
+    ranks of inputs for which it is a student of teachers of any design: 1 flat, 2 signals, 3 images.
     """
 
     name: str
     description: str
     build: Factory
     example: Shape = (3, 32, 32)
+    family: str = ""
+    depth: int | None = None
+    widths: tuple[str, ...] = ()
+    depths: tuple[str, ...] = ()
+    student_of: tuple[int, ...] = ()
 
 
 NETWORKS: Registry[Network] = Registry("network", "edgekd.models.zoo")
 
 
-def network(name: str, description: str, *, example: Shape = (3, 32, 32)) -> Callable[[F], F]:
-    """Decorator: register a factory as `zoo:name`."""
+def network(name: str, description: str, **about: Any) -> Callable[[F], F]:
+    """Decorator: register a factory as `zoo:name`; `about` are the other fields of `Network`."""
 
     def decorate(build: F) -> F:
-        NETWORKS.register(name)(Network(name, description, build, example))
+        NETWORKS.register(name)(Network(name, description, build, **{"family": name, **about}))
         return build
 
     return decorate
@@ -56,6 +64,13 @@ def image_channels(input_shape: Shape, least: int = 8) -> int:
             fix="set data.image_size, or use zoo:mlp",
         )
     return input_shape[0]
+
+
+def scaled(channels: int, width: float) -> int:
+    """So many channels times `width`, at least 4. Raises UsageError for a width that is none."""
+    if not 0 < width <= 16:
+        raise UsageError(f"width {width} should be above 0 and at most 16")
+    return channels if width == 1 else max(4, round(channels * width))
 
 
 def he_initialised(module: nn.Module) -> nn.Module:

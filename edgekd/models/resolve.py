@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgekd.artifacts import sha256_file
 from edgekd.errors import UsageError
+from edgekd.models.pruned import PRUNED, Pruned, resize, start_file
 from edgekd.registry import suggestion
 
 if TYPE_CHECKING:
@@ -33,17 +34,25 @@ def build(
     seed: int,
     base: Path,
     where: str = "model",
+    start: bool = True,
 ) -> nn.Module:
     """The untrained network `model` names, with initial weights from `seed` alone.
 
-    A factory of the user's gets `args`, and those of `num_classes`, `in_channels` and
-    `input_shape` that it has parameters for. Modules and files are looked for from `base` too.
+    A pruned network starts from the weights that were left of the whole one, unless `start` is False: who
+    has other weights for it does not need them. A factory of the user's gets `args`, and those of
+    `num_classes`, `in_channels` and `input_shape` that it has parameters for. Modules and files are looked
+    for from `base` too.
     Raises UsageError whose place is `where` (a configuration key) and, for an exception in the
     factory, the line it came from.
     """
     import torch
 
     place = f"{where} {model}"
+    if model == PRUNED:
+        return _pruned(
+            args, input_shape=input_shape, classes=classes, seed=seed, base=base, where=where,
+            start=start,
+        )  # fmt: skip
     kind, name = _parse(model, where)
     offered = {"num_classes": classes, "in_channels": input_shape[0], "input_shape": input_shape}
     with torch.random.fork_rng(devices=[]):
@@ -61,6 +70,35 @@ def build(
             f"gives a {type(module).__name__}; should give a torch.nn.Module",
             where=place,
         )
+    return module
+
+
+def _pruned(
+    args: dict[str, Any],
+    *,
+    input_shape: tuple[int, ...],
+    classes: int,
+    seed: int,
+    base: Path,
+    where: str,
+    start: bool,
+) -> nn.Module:
+    """The whole network, made smaller as its spec says."""
+    import torch
+
+    from edgekd.models.weights import load_weights
+
+    spec = Pruned.of(args, where)
+    module = build(
+        spec.network, spec.args, input_shape=input_shape, classes=classes, seed=seed, base=base,
+        where=f"{where} {PRUNED}: args.network", start=start,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        resize(module, spec.sizes, where=f"{where} {PRUNED}: args.sizes")
+    weights = start_file(args, base, where) if start else None
+    if weights is not None:
+        load_weights(module, weights)
     return module
 
 
@@ -93,11 +131,20 @@ def check(module: nn.Module, *, role: str, input_shape: tuple[int, ...], classes
         )
 
 
-def fingerprint(model: str, base: Path, *, where: str = "model") -> str:
+def fingerprint(
+    model: str, base: Path, *, where: str = "model", args: dict[str, Any] | None = None
+) -> str:
     """Hash of the file that defines `model`, found without importing torch or the module.
 
-    What that file imports in turn is not looked at. Raises UsageError when there is no such file.
+    What that file imports in turn is not looked at. A pruned network is defined by the file of the whole
+    one and the weights it starts from, which its `args` name. Raises UsageError when there is no such
+    file.
     """
+    if model == PRUNED:
+        spec = Pruned.of(args or {}, where)
+        weights = start_file(args or {}, base, where)
+        whole = fingerprint(spec.network, base, where=f"{where} {PRUNED}", args=spec.args)
+        return whole if weights is None else f"{whole} {sha256_file(weights)}"
     kind, name = _parse(model, where)
     if kind == "zoo":
         digest = hashlib.sha256()

@@ -54,6 +54,7 @@ def load_network(folder: Path, base: Path) -> nn.Module:
         classes=len(card.classes),
         seed=card.seed,
         base=base,
+        start=False,
     )
     load_weights(module, folder / "model.safetensors")
     return module.eval()

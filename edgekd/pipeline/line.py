@@ -48,9 +48,19 @@ def run_line(
     run = Run(out)
     kept = kept or config
     done: list[str] = []
+    if config.student.auto and together.several():
+        raise UsageError(
+            "student: auto is searched by one process, not under torchrun",
+            where="student.model",
+            fix="`edgekd search` first; then torchrun with the configuration that it writes",
+        )
     if together.follows():
         together.follow(config, base, out)
         return run, done
+    if config.student.auto and until != NAMES[0]:
+        from edgekd.search.search import chosen
+
+        config, kept = chosen(config, kept, base=base, out=out, progress=progress, command=command)
     with run.locked(), together.leading():
         stages = _recorded(run)
         finished: dict[str, StageRecord] = {}
@@ -116,7 +126,7 @@ def _do(
     if source is not None:
         progress.say(f"  the same {stage.name} was done in {source}; reused")
     else:
-        with _removed_if_empty(folder), _user_errors(stage.name, folder), _terminable():
+        with _removed_if_empty(folder), _user_errors(stage.name, folder), terminable():
             together.announce(stage.name)
             stage.work(Context(config, base, run, folder, progress))
     artifacts = run.adopt(folder, run.path / stage.folder)
@@ -175,7 +185,7 @@ def _user_errors(stage: str, folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Treat SIGTERM, which schedulers send, like Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield

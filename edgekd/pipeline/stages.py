@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from edgekd.artifacts import sha256_file
 from edgekd.config.schema import Config, Model, Training, Weighted
 from edgekd.errors import UsageError
+from edgekd.models.pruned import PRUNED
 from edgekd.pipeline.run import Run
 from edgekd.progress import Progress
 
@@ -106,8 +107,10 @@ def network_part(part: Model, base: Path, where: str) -> dict[str, Any]:
     """What an untrained network depends on: its arguments and its source."""
     from edgekd.models.resolve import fingerprint
 
-    source = fingerprint(part.model, base, where=f"{where}.model")
-    return {"model": part.model, "args": part.args, "source": source}
+    source = fingerprint(part.model, base, where=f"{where}.model", args=part.args)
+    # Where a file lies does not change what is in it.
+    args = {key: value for key, value in part.args.items() if (part.model, key) != _START}
+    return {"model": part.model, "args": args, "source": source}
 
 
 def _teacher(config: Config, base: Path) -> dict[str, Any]:
@@ -269,6 +272,8 @@ def _report(config: Config, base: Path) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
+# The weights that a pruned network starts from; their content is in the fingerprint.
+_START = (PRUNED, "start")
 # What a teacher of any kind is opened from, and a student.
 _TEACHER = ("teacher/model.*", "teacher/answers.npz")
 _MODELS = (*_TEACHER, "student/model.*")

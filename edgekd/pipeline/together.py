@@ -18,13 +18,13 @@ TRAINING = ("teacher", "distill")
 
 def follows() -> bool:
     """Whether this process is one that helps. Imports no torch where there is only one."""
-    return _several() and int(os.environ.get("RANK", "0")) > 0
+    return several() and int(os.environ.get("RANK", "0")) > 0
 
 
 @contextlib.contextmanager
 def leading() -> Iterator[None]:
     """Around the line in the first process: at the end, the others are told to go home."""
-    if not _several():
+    if not several():
         yield
         return
     from edgekd.distill import parallel
@@ -39,7 +39,7 @@ def leading() -> Iterator[None]:
 
 def announce(stage: str | None) -> None:
     """Tell the others which stage is worked on now, if they are to help; None: there is no more."""
-    if _several() and (stage is None or stage in TRAINING):
+    if several() and (stage is None or stage in TRAINING):
         from edgekd.distill import parallel
 
         parallel.told(stage)
@@ -60,5 +60,6 @@ def follow(config: Config, base: Path, out: Path) -> None:
         parallel.leave()
 
 
-def _several() -> bool:
+def several() -> bool:
+    """Whether torchrun started more than one."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1

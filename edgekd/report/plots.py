@@ -147,8 +147,19 @@ class Difference:
 
 
 @matplotlib.rc_context(_SETTINGS)
-def pareto(points: Sequence[Point], *, name: str, title: str) -> str:
-    """Accuracy against latency with error bars; the line joins what nothing else beats."""
+def pareto(
+    points: Sequence[Point],
+    *,
+    name: str,
+    title: str,
+    cost: str = "p50 latency",
+    dimension: Dimension = "time",
+    split: str = "test",
+) -> str:
+    """Accuracy against latency with error bars; the line joins what nothing else beats.
+
+    With another `cost`, the points' latencies are that, in the base unit of `dimension`.
+    """
     figure, axes = _figure(440, 320)
     markers, colours = _markers(points), _colours(points)
     front = _front(points)
@@ -173,9 +184,9 @@ def pareto(points: Sequence[Point], *, name: str, title: str) -> str:
             zorder=3,
         )
     ends = [bound for p in points for bound in (p.latency, *p.latency_interval) if bound > 0]
-    _latency_axis(axes, min(ends) / 1.25, max(ends) * 1.25)
-    axes.set_xlabel("p50 latency (log scale)")
-    axes.set_ylabel("test accuracy")
+    _latency_axis(axes, min(ends) / 1.25, max(ends) * 1.25, dimension)
+    axes.set_xlabel(f"{cost} (log scale)")
+    axes.set_ylabel(f"{split} accuracy")
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.margins(y=0.12)
     series = [
@@ -533,11 +544,11 @@ def _legend(figure: Figure, handles: Sequence[Artist], columns: int = 4) -> None
     )
 
 
-def _latency_axis(axes: Axes, low: float, high: float) -> None:
-    """A log axis with times as people write them; few enough labels for a phone."""
+def _latency_axis(axes: Axes, low: float, high: float, dimension: Dimension = "time") -> None:
+    """A log axis with times as people write them, or other quantities; few enough labels for a phone."""
     axes.set_xscale("log")
     axes.set_xlim(low, high)
-    steps = [m * 10.0**e for e in range(-10, 5) for m in (1, 2, 5)]
+    steps = [m * 10.0**e for e in range(-10, 14) for m in (1, 2, 5)]
     ticks = [step for step in steps if low <= step <= high]
     if len(ticks) > 6:
         ticks = [tick for tick in ticks if f"{tick:.0e}"[0] == "1"] or ticks[::2]
@@ -545,7 +556,9 @@ def _latency_axis(axes: Axes, low: float, high: float) -> None:
         ticks = [t for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high]
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_quantity(value, "time")))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: format_quantity(value, dimension))
+    )
 
 
 def _percent(value: float, _: int | None = None) -> str:

@@ -14,7 +14,8 @@ def run(context: Context) -> None:
     Builds the student too, to refuse a pair that cannot work before hours of training.
     """
     config, dataset = context.config, context.dataset
-    role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
+    if not config.student.auto:
+        role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
     kind = kind_of(config.teacher.model)
     kind.make(context)
     teacher = kind.load(context.folder, context.base, dataset)

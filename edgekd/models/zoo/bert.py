@@ -70,6 +70,8 @@ class Bert(nn.Module):
     "small BERT for token ids (data.mean [0, …], std [1, …]); args: vocabulary (1000), dim (64), "
     "depth (2), heads (4)",
     example=(64,),
+    widths=("dim",),
+    depths=("depth",),
 )
 def bert(
     input_shape: Shape,

@@ -8,7 +8,13 @@ from edgekd.models.network import Shape, network
 from edgekd.models.sequence import Sequence
 
 
-@network("conv1d", "1-D convolutions over time; args: width (32), depth (3), kernel (5)")
+@network(
+    "conv1d",
+    "1-D convolutions over time; args: width (32), depth (3), kernel (5)",
+    widths=("width",),
+    depths=("depth",),
+    student_of=(2,),
+)
 def conv1d(
     input_shape: Shape, classes: int, width: int = 32, depth: int = 3, kernel: int = 5
 ) -> nn.Module:

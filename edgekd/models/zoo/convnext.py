@@ -44,7 +44,12 @@ class Block(nn.Module):
         return x + y.permute(0, 3, 1, 2)
 
 
-@network("convnext", "ConvNeXt for small images; args: patch (2), dims, depths, scale (0.1)")
+@network(
+    "convnext",
+    "ConvNeXt for small images; args: patch (2), dims, depths, scale (0.1)",
+    widths=("dims",),
+    depths=("depths",),
+)
 def convnext(
     input_shape: Shape,
     classes: int,

@@ -7,7 +7,13 @@ from torch import nn
 from edgekd.models.network import Shape, image_channels, network
 
 
-@network("dscnn", "depth-wise separable CNN, the smallest here; args: width (24), depth (2)")
+@network(
+    "dscnn",
+    "depth-wise separable CNN, the smallest here; args: width (24), depth (2)",
+    widths=("width",),
+    depths=("depth",),
+    student_of=(3,),
+)
 def dscnn(input_shape: Shape, classes: int, width: int = 24, depth: int = 2) -> nn.Module:
     """A 3×3 convolution to `width` channels, then `depth` separable ones to twice as many.
 

@@ -58,7 +58,7 @@ class MBConv(nn.Module):
         return x + y if self.residual else y
 
 
-@network("efficientnet", "EfficientNet-B0 for small images; args: width (0.5)")
+@network("efficientnet", "EfficientNet-B0 for small images; args: width (0.5)", widths=("width",))
 def efficientnet(input_shape: Shape, classes: int, width: float = 0.5) -> nn.Module:
     """`width` multiplies the channels of every stage but the last 1×1 layer's 1280."""
     inputs = max(8, int(32 * width))

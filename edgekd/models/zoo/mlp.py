@@ -13,6 +13,8 @@ from edgekd.models.network import Shape, network
 @network(
     "mlp",
     "linear, batch norm and ReLU per hidden layer; args: hidden, dropout, input_dropout, norm",
+    widths=("hidden",),
+    student_of=(1,),
 )
 def mlp(
     input_shape: Shape,

@@ -32,7 +32,12 @@ class InvertedResidual(nn.Module):
         return x + y if self.residual else y
 
 
-@network("mobilenetv2", "MobileNetV2 for small images; args: width (0.5), expansion (6)")
+@network(
+    "mobilenetv2",
+    "MobileNetV2 for small images; args: width (0.5), expansion (6)",
+    widths=("width",),
+    student_of=(3,),
+)
 def mobilenetv2(
     input_shape: Shape, classes: int, width: float = 0.5, expansion: int = 6
 ) -> nn.Module:

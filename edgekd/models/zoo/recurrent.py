@@ -35,9 +35,13 @@ def _factory(kind: type[nn.LSTM] | type[nn.GRU]) -> Callable[..., nn.Module]:
     return build
 
 
-network("lstm", "LSTM over time, or over an image's rows; args: width (64), depth (1)")(
+_SMALLER = {"widths": ("width",), "depths": ("depth",)}
+network("lstm", "LSTM over time, or over an image's rows; args: width (64), depth (1)", **_SMALLER)(
     _factory(nn.LSTM)
 )
-network("gru", "GRU over time, or over an image's rows; args: width (64), depth (1)")(
-    _factory(nn.GRU)
-)
+network(
+    "gru",
+    "GRU over time, or over an image's rows; args: width (64), depth (1)",
+    student_of=(2,),
+    **_SMALLER,
+)(_factory(nn.GRU))

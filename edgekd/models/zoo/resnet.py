@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekd.models.network import Shape, he_initialised, image_channels, network
+from edgekd.models.network import Shape, he_initialised, image_channels, network, scaled
 
 
 class BasicBlock(nn.Module):
@@ -59,22 +59,27 @@ def _stage(inputs: int, outputs: int, blocks: int, stride: int) -> nn.Sequential
     return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1) for _ in range(blocks - 1)))
 
 
-def _factory(
-    depth: int, stem: int, stages: tuple[int, int, int]
-) -> Callable[[Shape, int], nn.Module]:
-    def build(input_shape: Shape, classes: int) -> nn.Module:
+def _factory(depth: int, stem: int, stages: tuple[int, int, int]) -> Callable[..., nn.Module]:
+    def build(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
         channels = image_channels(input_shape)
-        return he_initialised(ResNet(channels, classes, depth, stem, stages))
+        first, second, third = (scaled(stage, width) for stage in stages)
+        return he_initialised(
+            ResNet(channels, classes, depth, scaled(stem, width), (first, second, third))
+        )
 
     return build
 
 
+def _register(name: str, family: str, depth: int, stem: int, stages: tuple[int, int, int]) -> None:
+    widths = ", ".join(map(str, stages))
+    about = {"family": family, "depth": depth, "widths": ("width",)}
+    network(name, f"CIFAR ResNet, widths {widths}; args: width (1.0)", **about)(
+        _factory(depth, stem, stages)
+    )
+
+
 for depth in (8, 14, 20, 32, 44, 56, 110):
-    network(f"resnet{depth}", "CIFAR ResNet, widths 16, 32, 64")(_factory(depth, 16, (16, 32, 64)))
+    _register(f"resnet{depth}", "resnet", depth, 16, (16, 32, 64))
 for depth in (8, 20, 32):
-    network(f"resnet{depth}x2", "CIFAR ResNet, widths 32, 64, 128")(
-        _factory(depth, 32, (32, 64, 128))
-    )
-    network(f"resnet{depth}x4", "CIFAR ResNet, widths 64, 128, 256")(
-        _factory(depth, 32, (64, 128, 256))
-    )
+    _register(f"resnet{depth}x2", "resnetx2", depth, 32, (32, 64, 128))
+    _register(f"resnet{depth}x4", "resnetx4", depth, 32, (64, 128, 256))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from edgekd.models.network import Shape, he_initialised, image_channels, network
+from edgekd.models.network import Shape, he_initialised, image_channels, network, scaled
 
 # Convolutions in each of the five stages.
 _CONVOLUTIONS = {
@@ -19,20 +19,21 @@ _CONVOLUTIONS = {
 _WIDTHS = (64, 128, 256, 512, 512)
 
 
-def _factory(depth: int) -> Callable[[Shape, int], nn.Module]:
-    def build(input_shape: Shape, classes: int) -> nn.Module:
+def _factory(depth: int) -> Callable[..., nn.Module]:
+    def build(input_shape: Shape, classes: int, width: float = 1.0) -> nn.Module:
         channels = image_channels(input_shape)
         layers: list[nn.Module] = []
-        for stage, (convolutions, width) in enumerate(
+        for stage, (convolutions, full) in enumerate(
             zip(_CONVOLUTIONS[depth], _WIDTHS, strict=True)
         ):
+            outputs = scaled(full, width)
             for _ in range(convolutions):
                 layers += [
-                    nn.Conv2d(channels, width, 3, padding=1),
-                    nn.BatchNorm2d(width),
+                    nn.Conv2d(channels, outputs, 3, padding=1),
+                    nn.BatchNorm2d(outputs),
                     nn.ReLU(),
                 ]
-                channels = width
+                channels = outputs
             if stage < 3:
                 layers.append(nn.MaxPool2d(2))
         layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, classes)]
@@ -42,4 +43,10 @@ def _factory(depth: int) -> Callable[[Shape, int], nn.Module]:
 
 
 for depth in _CONVOLUTIONS:
-    network(f"vgg{depth}", "VGG with batch norm, for small images")(_factory(depth))
+    network(
+        f"vgg{depth}",
+        "VGG with batch norm, for small images; args: width (1.0)",
+        family="vgg",
+        depth=depth,
+        widths=("width",),
+    )(_factory(depth))

@@ -50,7 +50,12 @@ class VisionTransformer(nn.Module):
         return logits
 
 
-@network("vit", "small vision transformer; args: patch (4), dim (64), depth (4), heads (4)")
+@network(
+    "vit",
+    "small vision transformer; args: patch (4), dim (64), depth (4), heads (4)",
+    widths=("dim",),
+    depths=("depth",),
+)
 def vit(
     input_shape: Shape, classes: int, patch: int = 4, dim: int = 64, depth: int = 4, heads: int = 4
 ) -> nn.Module:

@@ -63,4 +63,6 @@ def _factory(depth: int, width: int) -> Callable[[Shape, int], nn.Module]:
 
 
 for depth, width in ((16, 1), (16, 2), (40, 1), (40, 2)):
-    network(f"wrn{depth}-{width}", "wide ResNet: depth-width")(_factory(depth, width))
+    network(f"wrn{depth}-{width}", "wide ResNet: depth-width", family=f"wrn-{width}", depth=depth)(
+        _factory(depth, width)
+    )
