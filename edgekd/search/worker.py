@@ -90,7 +90,8 @@ def _jobs() -> queue.Queue[str | None]:
         for line in sys.stdin:
             lines.put(line)
         lines.put(None)
-        os.kill(os.getpid(), signal.SIGTERM)
+        # It leads a session of its own: whatever libraries started in it goes too.
+        os.killpg(os.getpgid(0), signal.SIGTERM)
 
     threading.Thread(target=read, daemon=True).start()
     return lines

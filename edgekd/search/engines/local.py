@@ -136,10 +136,11 @@ class _Worker:
         return self._process
 
     def close(self) -> None:
-        """Tell it to stop: a training writes its checkpoint first."""
+        """Tell it to stop, with whatever libraries started in it: a training writes its checkpoint first."""
         self.closed = True
-        if self._process is not None:
-            self._process.terminate()
+        if self._process is not None and self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)  # it leads a session of its own
 
     def wait(self) -> None:
         """Until it has stopped."""
