@@ -215,7 +215,7 @@ class Teacher(Weighted):
     model: str = Field(
         "zoo:resnet20x2",
         description="zoo:NAME | package.module:factory | path/to/file.py:factory | onnx:FILE | "
-        "records:FILE | oip://HOST:PORT/MODEL | oips://HOST:PORT/MODEL.",
+        "hf:FOLDER | records:FILE | oip://HOST:PORT/MODEL | oips://HOST:PORT/MODEL.",
     )
     train: Training = Field(default_factory=Training)
 
@@ -818,6 +818,16 @@ class Config(Section):
         if self.distill.transfer.unlabels and (augment.mixup or augment.cutmix):
             raise ValueError(
                 "mixup and cutmix mix labels too, and distill.transfer has samples without"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_fold_into_texts(self) -> Config:
+        if self.data.source.startswith("text:") and self.export.preprocessing == "fold":
+            raise _at(
+                ("export", "preprocessing"),
+                "token ids are not normalised: there is nothing to fold; tokenizer.json beside the files "
+                "makes ids of texts",
             )
         return self
 

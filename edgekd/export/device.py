@@ -35,12 +35,6 @@ def _of(
 ) -> Iterator[DeviceFile]:
     source = folder / Path(file.path).name
     folds = config.preprocessing == "fold"
-    if folds and spec.tokens is not None:
-        raise StageError(
-            "token ids are not normalised: there is nothing to fold",
-            where="export.preprocessing",
-            fix="set it to none; tokenizer.json beside the files makes ids of texts",
-        )
     input_type: InputType = "uint8" if folds and raw == "uint8" else "float32"
     if spec.tokens is not None:
         input_type = "int64"

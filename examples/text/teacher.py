@@ -27,39 +27,36 @@ def word_pieces(texts: list[str], size: int = 400) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
+def untrained(
+    texts: list[str], classes: list[str], *, dim: int = 96, depth: int = 4, heads: int = 4
+) -> tuple[BertForSequenceClassification, PreTrainedTokenizerFast]:
+    """A small BERT for these classes, and a tokenizer of these texts."""
+    tokenizer = word_pieces(texts)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=dim,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        intermediate_size=4 * dim,
+        max_position_embeddings=64,
+        initializer_range=0.08,  # 0.02 is for widths of 768
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        id2label=dict(enumerate(classes)),
+        label2id={name: number for number, name in enumerate(classes)},
+    )
+    return BertForSequenceClassification(config), tokenizer
+
+
 def train(
-    data: Path,
-    folder: Path,
-    *,
-    dim: int = 96,
-    depth: int = 4,
-    heads: int = 4,
-    epochs: int = 12,
-    rate: float = 1e-3,
-    seed: int = 0,
+    data: Path, folder: Path, *, epochs: int = 12, rate: float = 1e-3, seed: int = 0, **size: int
 ) -> Path:
     """Fine-tune on `data/train.jsonl`; `folder` then holds config, safetensors and tokenizer."""
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text("utf-8").splitlines()]
     texts, classes = [row["text"] for row in rows], sorted({row["label"] for row in rows})
     labels = torch.tensor([classes.index(row["label"]) for row in rows])
-    tokenizer = word_pieces(texts)
     torch.manual_seed(seed)
-    model = BertForSequenceClassification(
-        BertConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=dim,
-            num_hidden_layers=depth,
-            num_attention_heads=heads,
-            intermediate_size=4 * dim,
-            max_position_embeddings=64,
-            initializer_range=0.08,  # 0.02 is for widths of 768
-            hidden_dropout_prob=0.0,
-            attention_probs_dropout_prob=0.0,
-            num_labels=len(classes),
-            id2label=dict(enumerate(classes)),
-            label2id={name: number for number, name in enumerate(classes)},
-        )
-    )
+    model, tokenizer = untrained(texts, classes, **size)
     steps = epochs * -(-len(rows) // 64)
     optimizer = torch.optim.AdamW(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps, pct_start=0.1)
