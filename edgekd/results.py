@@ -50,17 +50,34 @@ class Record(BaseModel):
         write_json(path, self.model_dump(mode="json"))
 
 
+class Tokens(Record):
+    """Token ids: int64 in [0, `vocabulary`); texts shorter than the input are filled with `padding`."""
+
+    vocabulary: int
+    padding: int
+
+
 class InputSpec(Record):
     """What a model eats: float32 of `shape` (without the batch), (raw/scale − mean) / std.
 
     `shape` is (channels, height, width), or (features,). `mean` and `std` have one value per
     channel (or feature); raw values are divided by `scale` first (255 for uint8 images).
+    With `tokens` it eats ids, int64 of shape (length,), as they are: `mean` and `std` are empty.
     """
 
     shape: tuple[int, ...]
     scale: float
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    tokens: Tokens | None = None
+
+    @property
+    def words(self) -> str:
+        """All of it in one line."""
+        shape = " × ".join(map(str, self.shape))
+        if self.tokens is None:
+            return f"float32, {shape}; (raw / {self.scale} − mean) / std, see model.json"
+        return f"int64, {shape}: token ids below {self.tokens.vocabulary}, {self.tokens.padding} is padding"
 
 
 class ModelCard(Record):
@@ -189,7 +206,7 @@ class DeviceFile(ExportedFile):
 
     made_from: str
     input: Literal["normalised", "raw"]
-    input_type: Literal["uint8", "float32"]
+    input_type: Literal["uint8", "float32", "int64"]
     output: Literal["logits", "softmax", "argmax"]
 
 
@@ -476,7 +493,7 @@ class DeviceFileParity(Record):
     variant: Variant
     runtime: str
     input: Literal["normalised", "raw"]
-    input_type: Literal["uint8", "float32"]
+    input_type: Literal["uint8", "float32", "int64"]
     output: Literal["logits", "softmax", "argmax"]
     samples: int
     max_error: float | None

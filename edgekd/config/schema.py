@@ -58,12 +58,29 @@ class Augment(Section):
     )
 
 
+class Text(Section):
+    """How texts become token ids, for the source `text`."""
+
+    column: str = Field("text", min_length=1, description="The column with the texts.")
+    label: str = Field("label", min_length=1, description="The column with their classes.")
+    tokenizer: str | None = Field(
+        None,
+        description="A tokenizer.json, or a folder with one; null: that of a teacher `hf:FOLDER`.",
+    )
+    max_length: int = Field(
+        128,
+        ge=4,
+        le=8192,
+        description="Tokens that a text has at most, special ones included; what is longer is cut.",
+    )
+
+
 class Data(Section):
     """Where samples come from and how they are split."""
 
     source: str = Field(
         "digits",
-        description="digits | idx:FOLDER | npz:FILE | folder:FOLDER. Relative paths start at the "
+        description="digits | idx:FOLDER | npz:FILE | folder:FOLDER | text:FILE. Relative paths start at the "
         "configuration file; $VARIABLES are expanded.",
     )
     seed: int = Field(
@@ -92,6 +109,7 @@ class Data(Section):
         "trained with another normalisation. Scale: 16 digits, 255 uint8 and images, 1 floats.",
     )
     std: list[Positive] | None = Field(None, min_length=1, description="With mean.")
+    text: Text = Field(default_factory=Text)
     augment: Augment = Field(default_factory=Augment)
 
     @model_validator(mode="after")
@@ -197,7 +215,7 @@ class Teacher(Weighted):
     model: str = Field(
         "zoo:resnet20x2",
         description="zoo:NAME | package.module:factory | path/to/file.py:factory | onnx:FILE | "
-        "records:FILE | oip://HOST:PORT/MODEL | oips://HOST:PORT/MODEL.",
+        "hf:FOLDER | records:FILE | oip://HOST:PORT/MODEL | oips://HOST:PORT/MODEL.",
     )
     train: Training = Field(default_factory=Training)
 
@@ -212,6 +230,21 @@ class Teacher(Weighted):
         return self
 
 
+class Start(Section):
+    """What a zoo:bert student begins with of its teacher, a BERT."""
+
+    embeddings: Literal["copy", "share"] | None = Field(
+        "copy",
+        description="Those of tokens and places; of a wider teacher their first principal directions. share: "
+        "those of tokens stay what they are.",
+    )
+    layers: Literal["even"] | list[Annotated[int, Field(ge=0)]] | None = Field(
+        None,
+        description="The teacher's layer for every layer of the student, from 0; even: every second of "
+        "twice as many, the last for the last. With the pooler and the classifier.",
+    )
+
+
 AUTO = "auto"
 
 
@@ -223,6 +256,9 @@ class Student(Model):
         description="zoo:NAME (see `edgekd zoo`) | package.module:factory | path/to/file.py:factory | "
         "auto: the best that `edgekd search` finds for gate.budgets.",
     )
+    start: Start | None = Field(
+        None, description="Begin with parts of the teacher; null: with random weights."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -231,8 +267,8 @@ class Student(Model):
 
     @model_validator(mode="after")
     def _chosen_whole(self) -> Student:
-        if self.auto and self.args:
-            raise ValueError("args are of a network that is named; auto chooses them too")
+        if self.auto and (self.args or self.start):
+            raise ValueError("args and start are of a network that is named; auto chooses them too")
         return self
 
     @property
@@ -841,6 +877,18 @@ class Config(Section):
         description="Licence of the student, for its model card: an SPDX expression or a name.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _tokenizer_of_the_teacher(cls, value: Any) -> Any:
+        """Texts are read as the teacher reads them, unless a tokenizer is given."""
+        data, teacher = (_section(value, key) for key in ("data", "teacher"))
+        text, kind = _section(data, "text"), str(teacher.get("model", "")).partition(":")
+        if not str(data.get("source", "")).startswith("text:") or kind[0] != "hf":
+            return value
+        if text.get("tokenizer") is not None:
+            return value
+        return {**value, "data": {**data, "text": {**text, "tokenizer": kind[2]}}}
+
     @model_validator(mode="after")
     def _mixed_labels_are_known(self) -> Config:
         augment = self.data.augment
@@ -871,6 +919,31 @@ class Config(Section):
                 ("gate", "budgets"),
                 "student: auto needs a budget, such as {metric: latency_p50, max: 20 ms, target: local}",
             )
+        if self.data.source.startswith("text:"):
+            raise _at(
+                ("student", "model"),
+                "auto is not for texts: name zoo:bert, and its dim and depth in args",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_fold_into_texts(self) -> Config:
+        if self.data.source.startswith("text:") and self.export.preprocessing == "fold":
+            raise _at(
+                ("export", "preprocessing"),
+                "token ids are not normalised: there is nothing to fold; tokenizer.json beside the files "
+                "makes ids of texts",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _student_can_start(self) -> Config:
+        if self.student.start is None:
+            return self
+        if self.distill.scheme.entry.name != "offline":
+            raise _at(("student", "start"), "goes with the scheme offline only")
+        if "features" not in kind_of(self.teacher.model).provides:
+            raise _at(("student", "start"), f"needs a network, and {self.teacher.model} is none")
         return self
 
     @model_validator(mode="after")
@@ -891,6 +964,12 @@ class Config(Section):
                     "answers; limit the student's own latency, memory or size",
                 )
         return self
+
+
+def _section(value: Any, key: str) -> dict[str, Any]:
+    """A section of plain data; empty where there is none, or something else in its place."""
+    found = value.get(key) if isinstance(value, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 # Figures that need a teacher that can be measured.

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Data
-from edgekd.data.source import SOURCES, Samples, Source
+from edgekd.data.source import SOURCES, Samples, Source, content_hash
+from edgekd.data.tokenizer import located, tokenizer_file
 from edgekd.errors import UsageError
 from edgekd.results import InputSpec
 
@@ -24,7 +25,8 @@ class Dataset:
     """Samples and their splits. `train`, `validation`, `test` are sorted, disjoint indices (int64).
 
     `inputs` holds raw values (n, …), `labels` (n,) int64 into `classes`; `input` says how raw
-    values become what a model eats. `ids` are the samples' names, where the source has some.
+    values become what a model eats. `ids` are the samples' names, where the source has some;
+    `texts` what token ids were made of, `tokenizer` how (the text of a tokenizer.json).
     """
 
     inputs: np.ndarray
@@ -35,17 +37,21 @@ class Dataset:
     test: np.ndarray
     input: InputSpec
     ids: tuple[str, ...] | None = None
+    texts: tuple[str, ...] | None = None
+    tokenizer: str | None = None
 
     def tensor(self, indices: np.ndarray | Tensor) -> Tensor:
-        """The samples, unaugmented, as normalised float32 (len(indices), *input.shape)."""
+        """The samples, unaugmented, as normalised float32 (len(indices), *input.shape); ids as int64."""
         import numpy as np
 
         return self.normalise(self.inputs[np.asarray(indices)])
 
     def normalise(self, raw: np.ndarray) -> Tensor:
-        """(raw / scale − mean) / std of a batch, per channel or feature, as float32."""
+        """(raw / scale − mean) / std of a batch, per channel or feature, as float32; ids as int64."""
         import torch
 
+        if self.input.tokens is not None:
+            return torch.from_numpy(raw).to(torch.int64)
         gain, offset = self.gain_and_offset("cpu")
         return torch.from_numpy(raw).to(torch.float32).mul(gain).add_(offset)
 
@@ -67,7 +73,10 @@ def fingerprint(config: Data, base: Path) -> str:
     Raises UsageError for an unknown kind or a missing path. Imports no numpy.
     """
     kind, source, location = _open(config, base)
-    return f"{kind} {source.fingerprint(location)}"
+    content = f"{kind} {source.fingerprint(location)}"
+    if config.text.tokenizer is None:
+        return content
+    return f"{content} {content_hash(tokenizer_file(config.text.tokenizer, base))}"
 
 
 def load(config: Data, seed: int, base: Path) -> Dataset:
@@ -79,7 +88,7 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
     from edgekd.data.splits import split
 
     _, source, location = _open(config, base)
-    samples = source.load(location, config)
+    samples = source.load(location, located(config, base))
     _check(samples, config)
     splits = split(samples.labels, samples.classes, samples.test, config, seed)
     return Dataset(
@@ -91,6 +100,8 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
         test=splits.test,
         input=_input_spec(samples, splits.train, config),
         ids=samples.ids,
+        texts=samples.texts,
+        tokenizer=samples.tokenizer,
     )
 
 
@@ -105,7 +116,7 @@ def unlabelled_inputs(text: str, config: Data, base: Path, *, like: Dataset) -> 
     other = config.model_copy(update={"source": text})
     try:
         _, source, location = _open(other, base)
-        samples = source.load(location, other)
+        samples = source.load(location, located(other, base))
     except UsageError as error:
         where = None if error.where == "data.source" else error.where
         raise UsageError(error.what, where=where or place, fix=error.fix) from None
@@ -179,6 +190,10 @@ def _input_spec(samples: Samples, train: np.ndarray, config: Data) -> InputSpec:
     import numpy as np
 
     shape = samples.inputs.shape[1:]
+    if samples.tokens is not None:
+        if config.mean is not None:
+            raise UsageError("is of values; token ids are not normalised", where="data.mean")
+        return InputSpec(shape=shape, scale=1.0, mean=(), std=(), tokens=samples.tokens)
     if config.mean is not None and config.std is not None:
         if len(config.mean) != shape[0]:
             raise UsageError(

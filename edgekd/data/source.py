@@ -15,6 +15,7 @@ from edgekd.artifacts import sha256_file
 from edgekd.config.schema import Data
 from edgekd.errors import UsageError
 from edgekd.registry import Registry
+from edgekd.results import Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +29,8 @@ class Samples:
     `scale` brings it to about [0, 1]. `labels` (n,) int64 index `classes`. `test` (n,) bool marks
     the source's own test split, or is None where it has none. `ids` name the samples where the source
     has names for them: paths below a folder, or the array `ids`; elsewhere their positions do.
+    Of texts, `inputs` (n, length) int32 are token ids as `tokens` says, `texts` what they were made
+    of and `tokenizer` how, as the text of a tokenizer.json.
     """
 
     inputs: np.ndarray
@@ -36,6 +39,9 @@ class Samples:
     scale: float
     test: np.ndarray | None = None
     ids: tuple[str, ...] | None = None
+    tokens: Tokens | None = None
+    texts: tuple[str, ...] | None = None
+    tokenizer: str | None = None
 
 
 class Source(Protocol):

@@ -39,10 +39,14 @@ class Views:
             )
         self.dataset, self.augment, self.seed = dataset, augment, seed
         self.mixes = augment.mixup > 0 or augment.cutmix > 0
+        self.tokens = dataset.input.tokens
+        if self.tokens is not None and self.mixes:
+            raise UsageError("mixup is for values; token ids cannot be mixed", where="data.augment")
         # Without augmentation all views are one: the teacher need not answer twice.
         self.count = augment.views if images or self.mixes else 1
         self.device = torch.device(device)
-        self._gain, self._offset = dataset.gain_and_offset(self.device)
+        if self.tokens is None:
+            self._gain, self._offset = dataset.gain_and_offset(self.device)
 
     def on(self, device: torch.device | str) -> Views:
         """The same views, made on `device`."""
@@ -64,7 +68,7 @@ class Views:
         return torch.from_numpy(self.dataset.train).to(self.device)
 
     def batch(self, indices: np.ndarray | Tensor, view: int) -> Tensor:
-        """View `view` of the samples `indices`, normalised float32 (n, *input.shape)."""
+        """View `view` of the samples `indices`, normalised float32 (n, *input.shape); ids as int64."""
         samples = torch.as_tensor(indices, device=self.device)
         own = self._single(samples, view)
         if not self.mixes:
@@ -94,6 +98,8 @@ class Views:
     def _single(self, samples: Tensor, view: int) -> Tensor:
         """The view before it is mixed with another."""
         raw = self._inputs[samples]
+        if self.tokens is not None:
+            return raw.to(torch.int64)
         if self.augment.crop or self.augment.flip:
             raw = self._cropped(raw, samples, view)
         values = raw.to(torch.float32)

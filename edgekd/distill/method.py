@@ -34,13 +34,15 @@ class Knowledge:
     """What a model says about one batch of n samples. Only what a method `needs` is filled in.
 
     `logits`: (n, classes), unnormalised. `features`: tap name → tensor with n rows. With the teacher's
-    go the `indices` (n,) of the samples and the classes of all there are, `population` (samples,).
+    go the `indices` (n,) of the samples, the classes of all there are, `population` (samples,), and of
+    texts which of their places are tokens and not padding, `mask` (n, tokens) bool.
     """
 
     logits: Tensor
     features: dict[str, Tensor] = field(default_factory=dict)
     indices: Tensor | None = None
     population: Tensor | None = None
+    mask: Tensor | None = None
 
     def float(self) -> Knowledge:
         """Everything in float32, as losses are computed; nothing is copied that already is."""
@@ -87,8 +89,8 @@ class FeatureMethod(Method):
     """A method that looks inside both models, at pairs of taps (see `taps.py`)."""
 
     # What is tapped when nothing is given: the map that ends every spatial stage, the last of
-    # them, or the vector that enters the last linear layer.
-    place: ClassVar[Literal["stages", "last stage", "penultimate"]]
+    # them, the vector that enters the last linear layer, or what `pair_blocks` makes of transformers'.
+    place: ClassVar[Literal["stages", "last stage", "penultimate", "blocks"]]
     taps: list[Pair] | None = Field(
         None, description="[[teacher tap, student tap], …]; null: found automatically."
     )
@@ -108,13 +110,17 @@ class FeatureMethod(Method):
             value["taps"] = [tuple(p) if isinstance(p, list) else p for p in value["taps"]]
         return value
 
+    def pair_blocks(self, teacher: dict[str, str], student: dict[str, str]) -> list[Pair]:
+        """Taps for a `place` of "blocks": both are blocks' paths, first to last, and their outputs' taps."""
+        raise NotImplementedError
+
     def pairs(self, student: Knowledge, teacher: Knowledge) -> list[tuple[Tensor, Tensor]]:
         """(student's features, teacher's features) of every pair of taps; tokens as maps."""
         from edgekd.distill.regressors import as_map
 
         assert self.taps is not None
         found = [(student.features[s], teacher.features[t]) for t, s in self.taps]
-        if self.place == "penultimate":
+        if self.place in ("penultimate", "blocks"):
             return found
         return [(as_map(s), as_map(t)) for s, t in found]
 

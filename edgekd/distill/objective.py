@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from edgekd.distill.method import FeatureMethod, Knowledge, Loss, Method
 from edgekd.distill.regressors import TwoStage
-from edgekd.distill.taps import PENULTIMATE, Tapped, pair_stages, stages
+from edgekd.distill.taps import PENULTIMATE, Tapped, blocks, pair_stages, stages
 from edgekd.errors import UsageError
 
 
@@ -121,6 +121,8 @@ def _tapped(method: Method, student: nn.Module, teacher: nn.Module, inputs: Tens
         return method
     if method.place == "penultimate":
         pairs = [(PENULTIMATE, PENULTIMATE)]
+    elif method.place == "blocks":
+        pairs = method.pair_blocks(blocks(teacher, inputs), blocks(student, inputs))
     else:
         pairs = pair_stages(stages(teacher, inputs), stages(student, inputs))
         if not pairs:

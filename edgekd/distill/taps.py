@@ -19,20 +19,25 @@ from edgekd.registry import suggestion
 
 PENULTIMATE = "penultimate"
 _FORMS = (
-    "a tap is a module's dotted path, optionally with :input, :output.0 (of several) or :attention, "
-    "or penultimate"
+    "a tap is a module's dotted path, optionally with :input, :output.0 (of several), :attention or "
+    ":scores, or penultimate"
 )
+
+
+# Sides that are seen where attention is called, not where a module returns.
+_WATCHED = ("attention", "scores")
 
 
 @dataclass(frozen=True)
 class Tap:
     """Where to read: what module `path` gives or takes, or how its attention is spread.
 
+    `attention` are the weights, `scores` what their softmax is of, before any mask.
     `item` picks from an output of several: a number, or a name.
     """
 
     path: str
-    side: Literal["output", "input", "attention"] = "output"
+    side: Literal["output", "input", "attention", "scores"] = "output"
     item: str | None = None
 
 
@@ -49,7 +54,7 @@ def parse(name: str, model: nn.Module) -> Tap:
         return Tap(linear[-1], "input")
     path, _, side = name.partition(":")
     modules = dict(model.named_modules())
-    match = re.fullmatch(r"(input|output|attention)?|output\.(\w+)", side)
+    match = re.fullmatch(r"(input|output|attention|scores)?|output\.(\w+)", side)
     if not path or path not in modules or match is None:
         raise UsageError(
             f"no tap {name!r} in {type(model).__name__}{suggestion(path, filter(None, modules))}",
@@ -72,15 +77,15 @@ class Tapped:
     @property
     def compilable(self) -> bool:
         """Whether torch.compile can look through it: not where attention is watched call by call."""
-        return all(tap.side != "attention" for tap in self.taps.values())
+        return all(tap.side not in _WATCHED for tap in self.taps.values())
 
     def __enter__(self) -> Tapped:
         """Hook the model."""
         modules = dict(self.model.named_modules())
         for name, tap in self.taps.items():
             module = modules[tap.path]
-            if tap.side == "attention":
-                self._hooks += _watch_attention(module, self._keeper(name))
+            if tap.side in _WATCHED:
+                self._hooks += _watch_attention(module, self._keeper(name), tap.side)
             else:
                 hook = self._keep(name, tap)
                 self._hooks.append(module.register_forward_hook(hook, with_kwargs=True))
@@ -101,7 +106,7 @@ class Tapped:
             raise UsageError(
                 f"tap {missing[0]!r} is not reached when the model runs",
                 fix="attention is seen in nn.MultiheadAttention and in scaled_dot_product_attention"
-                if self.taps[missing[0]].side == "attention"
+                if self.taps[missing[0]].side in _WATCHED
                 else None,
             )
         return output, dict(self._seen)
@@ -146,16 +151,23 @@ def _item(output: Any, item: str, name: str) -> Any:
 
 
 def _watch_attention(
-    module: nn.Module, keep: Callable[[Tensor], None]
+    module: nn.Module, keep: Callable[[Tensor], None], side: str
 ) -> list[torch.utils.hooks.RemovableHandle]:
-    """Hooks that see softmax(q kᵀ/√d + mask) (n, heads, queries, keys) of the module's last attention."""
+    """Hooks that see softmax(q kᵀ/√d + mask) (n, heads, queries, keys) of the module's last attention.
+
+    Or q kᵀ/√d, where `side` is "scores"; those of nn.MultiheadAttention are not to be seen.
+    """
     if isinstance(module, nn.MultiheadAttention):
+        if side == "scores":
+            raise UsageError(
+                "nn.MultiheadAttention tells its weights, not their scores", where="distill.methods"
+            )
         return _watch_multihead(module, keep)
     watching: list[contextlib.ExitStack] = []
 
     def before(module: nn.Module, inputs: object) -> None:
         watching.append(contextlib.ExitStack())
-        watching[-1].enter_context(_Watch(keep))
+        watching[-1].enter_context(_Watch(keep, side))
 
     def after(module: nn.Module, inputs: object, output: object) -> None:
         if watching:  # also where the forward pass raised
@@ -192,16 +204,17 @@ def _watch_multihead(
 class _Watch(TorchFunctionMode):
     """While it is on, every scaled_dot_product_attention also tells its weights."""
 
-    def __init__(self, keep: Callable[[Tensor], None]) -> None:
+    def __init__(self, keep: Callable[[Tensor], None], side: str) -> None:
         super().__init__()
         self.keep = keep
+        self.see = attention_weights if side == "attention" else attention_scores
 
     def __torch_function__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
-            self.keep(attention_weights(*args, **kwargs))
+            self.keep(self.see(*args, **kwargs))
         return function(*args, **kwargs)
 
 
@@ -219,10 +232,7 @@ def attention_weights(
 
     Before dropout.
     """
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    scores = query @ key.transpose(-2, -1)
-    scores = scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    scores = attention_scores(query, key, scale=scale, enable_gqa=enable_gqa)
     if is_causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
         scores = scores.masked_fill(later, -torch.inf)
@@ -231,6 +241,21 @@ def attention_weights(
     elif attn_mask is not None:
         scores = scores + attn_mask
     return scores.softmax(-1)
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    *others: Any,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    **more: Any,
+) -> Tensor:
+    """Q kᵀ/√d (…, heads, queries, keys) of the same arguments, masked places like all others."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    scores = query @ key.transpose(-2, -1)
+    return scores * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
 
 
 @contextlib.contextmanager
@@ -252,40 +277,62 @@ def stages(model: nn.Module, inputs: Tensor) -> list[str]:
     """
     maps: dict[tuple[int, ...], str] = {}
     tokens: dict[str, str] = {}
-    hooks = []
 
-    def keep(path: str):  # type: ignore[no-untyped-def]
+    def see(path: str, name: str, value: Tensor) -> None:
+        if value.ndim == 3:
+            tokens[path] = name
+        elif value.ndim == 4 and min(value.shape[2:]) > 1:
+            maps.pop(tuple(value.shape[2:]), None)
+            maps[tuple(value.shape[2:])] = name
+
+    _watch_run(model, inputs, see)
+    found = list(_blocks(model, tokens).values())
+    if found:
+        ends = sorted({-(-len(found) * third // 3) for third in (1, 2, 3)})
+        return [found[end - 1] for end in ends]
+    return list(maps.values())
+
+
+def blocks(model: nn.Module, inputs: Tensor) -> dict[str, str]:
+    """The blocks of a transformer, first to last, and the tap of each one's tokens (n, tokens, c).
+
+    Empty for other networks. Found by running `inputs` once.
+    """
+    tokens: dict[str, str] = {}
+
+    def see(path: str, name: str, value: Tensor) -> None:
+        if value.ndim == 3:
+            tokens[path] = name
+
+    _watch_run(model, inputs, see)
+    return _blocks(model, tokens)
+
+
+def _watch_run(model: nn.Module, inputs: Tensor, see: Callable[[str, str, Tensor], None]) -> None:
+    """Run the model once; `see(path, tap, tensor)` is told what every module gives, the first of several."""
+
+    def watch(path: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, args: object, output: object) -> None:
             name, value = path, output
             if isinstance(output, tuple | list) and output:
                 name, value = f"{path}:output.0", output[0]
-            if not isinstance(value, Tensor):
-                return
-            if value.ndim == 3:
-                tokens[path] = name
-            elif value.ndim == 4 and min(value.shape[2:]) > 1:
-                maps.pop(tuple(value.shape[2:]), None)
-                maps[tuple(value.shape[2:])] = name
+            if isinstance(value, Tensor):
+                see(path, name, value)
 
         return hook
 
-    for path, module in model.named_modules():
-        if path:
-            hooks.append(module.register_forward_hook(keep(path)))
+    hooks = [
+        module.register_forward_hook(watch(path)) for path, module in model.named_modules() if path
+    ]
     try:
         with _evaluating(model):
             model(inputs)
     finally:
         for handle in hooks:
             handle.remove()
-    blocks = _blocks(model, tokens)
-    if blocks:
-        ends = sorted({-(-len(blocks) * third // 3) for third in (1, 2, 3)})
-        return [blocks[end - 1] for end in ends]
-    return list(maps.values())
 
 
-def _blocks(model: nn.Module, tokens: dict[str, str]) -> list[str]:
+def _blocks(model: nn.Module, tokens: dict[str, str]) -> dict[str, str]:
     """Taps of the longest list or sequence of modules of one kind that all give tokens, two at least.
 
     `tokens`: the modules that do, and their taps.
@@ -298,7 +345,7 @@ def _blocks(model: nn.Module, tokens: dict[str, str]) -> list[str]:
         alike = len({type(child) for child in module.children()}) == 1
         if alike and len(children) >= 2 and all(child in tokens for child in children):
             found = max(found, children, key=len)
-    return [tokens[path] for path in found]
+    return {path: tokens[path] for path in found}
 
 
 def pair_stages(teacher: list[str], student: list[str]) -> list[tuple[str, str]]:

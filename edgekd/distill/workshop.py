@@ -29,10 +29,19 @@ from edgekd.distill.taps import Tapped
 from edgekd.distill.trainer import TeacherKnowledge, train
 from edgekd.errors import UsageError
 from edgekd.models import role
+from edgekd.models.start import start_from
 from edgekd.models.weights import load_weights
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import Context, data_part, unlabelled_part
-from edgekd.results import Accuracy, Computing, History, SchemeModel, SchemeReport, TrainingReport
+from edgekd.results import (
+    Accuracy,
+    Computing,
+    History,
+    InputSpec,
+    SchemeModel,
+    SchemeReport,
+    TrainingReport,
+)
 from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.teacher import Teacher
 from edgekd.teachers.teacher import load as load_teacher
@@ -137,6 +146,8 @@ class Workshop:
         start where that is not random, `training` its settings where they are not the student's.
         """
         module = module if module is not None else self.build(network, seed=seed)
+        if network is self.student and self.context.config.student.start is not None:
+            start_from(module, self.network_of(self.teacher), self.context.config.student.start)
         if self.finished(folder):
             self.load(module, folder)
             self.tell(name, network, folder)
@@ -197,7 +208,7 @@ class Workshop:
             checkpoint=self._checkpoint(folder),
             progress=self.context.progress,
             name=name,
-            teacher=asked and _numbered(asked),
+            teacher=asked and _numbered(asked, dataset.input),
             until=until,
         )
 
@@ -334,7 +345,7 @@ class Workshop:
         batch = torch.from_numpy(rows)
         # Not through the store: it must hold what training batches give, and nothing else.
         inputs = views.batch(batch, 0)
-        ask = _numbered(seen(known.teacher, objective.teacher_taps))
+        ask = _numbered(seen(known.teacher, objective.teacher_taps), dataset.input)
         answers = ask(inputs, batch, 0)
         half = len(batch) // 2
         again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
@@ -427,9 +438,15 @@ def seen(teacher: Teacher, taps: tuple[str, ...]) -> TeacherKnowledge:
     return ask
 
 
-def _numbered(ask: TeacherKnowledge) -> TeacherKnowledge:
-    """The same with the samples' numbers, which contrastive methods look at."""
-    return lambda inputs, indices, view: replace(ask(inputs, indices, view), indices=indices)
+def _numbered(ask: TeacherKnowledge, spec: InputSpec) -> TeacherKnowledge:
+    """The same with the samples' numbers, which contrastive methods look at, and which are no padding."""
+    padding = None if spec.tokens is None else spec.tokens.padding
+
+    def numbered(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
+        mask = None if padding is None else inputs != padding
+        return replace(ask(inputs, indices, view), indices=indices, mask=mask)
+
+    return numbered
 
 
 def population(dataset: Dataset) -> Tensor:

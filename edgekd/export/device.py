@@ -36,6 +36,8 @@ def _of(
     source = folder / Path(file.path).name
     folds = config.preprocessing == "fold"
     input_type: InputType = "uint8" if folds and raw == "uint8" else "float32"
+    if spec.tokens is not None:
+        input_type = "int64"
 
     def record(format: str, write: Callable[[], tuple[Path, ...]], producer: str) -> DeviceFile:
         started = time.monotonic()

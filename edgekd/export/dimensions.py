@@ -67,17 +67,24 @@ def named_shapes(inputs: Mapping[str, Tensor], config: Export) -> tuple[dict[int
     return tuple({axis: sizes[name] for axis, name in axes[key].items()} for key in inputs)
 
 
-def larger(inputs: Mapping[str, Tensor], config: Export) -> dict[str, Tensor]:
-    """The inputs with every free size doubled: real data, repeated."""
+def other_sizes(inputs: Mapping[str, Tensor], config: Export) -> dict[str, Tensor]:
+    """The inputs with every free size resized: real data, repeated.
+
+    Of token ids, of whose places a network knows no more than it was trained with, the first half.
+    """
     axes = dynamic_axes(inputs, config)
-    return {
-        name: x.repeat(*(2 if axis in axes[name] else 1 for axis in range(x.ndim)))
-        for name, x in inputs.items()
-    }
+    return {name: _resized(x, axes[name]) for name, x in inputs.items()}
+
+
+def _resized(x: Tensor, free: Mapping[int, str]) -> Tensor:
+    if not x.is_floating_point():
+        short = x[:, : max(1, x.shape[1] // 2)] if 1 in free else x
+        return short.repeat(2, *(1 for _ in range(1, x.ndim)))
+    return x.repeat(*(2 if axis in free else 1 for axis in range(x.ndim)))
 
 
 def check_free(model: Path, source: Source, config: Export) -> None:
-    """Feed the ONNX file twice the example's free sizes, as real data repeated, beside PyTorch.
+    """Feed the ONNX file other sizes than the example's, where they are free, beside PyTorch.
 
     Raises UsageError where the module itself takes no such inputs, StageError where the file does
     not take them or gives something else: then those sizes are free in name only.
@@ -87,10 +94,10 @@ def check_free(model: Path, source: Source, config: Export) -> None:
     where, fix = f"export.dynamic ({names})", "take the sizes that must stay out of export.dynamic"
     if set(names.split(", ")) == {"batch"}:
         return
-    doubled = larger(source.inputs, config)
-    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in doubled.items())
+    resized = other_sizes(source.inputs, config)
+    shapes = ", ".join(f"{name} {tuple(x.shape)}" for name, x in resized.items())
     try:
-        expected = reference(source.module, doubled)
+        expected = reference(source.module, resized)
     except Exception as error:
         raise UsageError(
             f"the {source.card.role} itself takes no other sizes: {type(error).__name__} for {shapes}",
@@ -99,7 +106,7 @@ def check_free(model: Path, source: Source, config: Export) -> None:
         ) from None
     try:
         gap = difference(
-            expected, onnx_outputs(model, {name: x.numpy() for name, x in doubled.items()})
+            expected, onnx_outputs(model, {name: x.numpy() for name, x in resized.items()})
         )
     except Exception as error:
         line = str(error).strip().splitlines()[0][:200]

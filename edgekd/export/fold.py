@@ -15,7 +15,7 @@ from edgekd.results import InputSpec
 if TYPE_CHECKING:
     import onnx
 
-InputType = Literal["uint8", "float32"]
+InputType = Literal["uint8", "float32", "int64"]
 # What the output is called.
 OUTPUTS = {"logits": "logits", "softmax": "probabilities", "argmax": "class"}
 
@@ -78,9 +78,9 @@ _OPENVINO = {"uint8": "u8", "float32": "f32"}
 
 
 def _about(config: Export, raw: InputType) -> dict[str, str]:
-    folds = config.preprocessing == "fold"
+    eaten = "token ids, int64" if raw == "int64" else "normalised float32"
     return {
-        "edgekd.device.input": f"raw {raw}" if folds else "normalised float32",
+        "edgekd.device.input": f"raw {raw}" if config.preprocessing == "fold" else eaten,
         "edgekd.device.output": OUTPUTS[config.output],
     }
 

@@ -12,10 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgekd.artifacts import sha256_file
+from edgekd.artifacts import sha256_file, write_text
 from edgekd.config.schema import Export
+from edgekd.data.tokenizer import FILE as TOKENIZER
+from edgekd.data.tokenizer import free_length
 from edgekd.errors import StageError
 from edgekd.export.device import device_files
+from edgekd.export.dimensions import dynamic_axes
 from edgekd.export.exporter import EXPORTERS, Exported, Source
 from edgekd.export.formats.openvino import compress
 from edgekd.export.parts import model_parts
@@ -30,7 +33,10 @@ _SAMPLES = 8
 
 
 def run(context: Context) -> None:
-    """Write every configured format of both models, device files, and `export.json` about them."""
+    """Write every configured format of both models, device files, and `export.json` about them.
+
+    For networks of token ids also `tokenizer.json`, which makes them of texts.
+    """
     config, dataset = context.config.export, context.dataset
     example = dataset.tensor(np.resize(dataset.train, _SAMPLES))
     files: list[ExportedFile] = []
@@ -57,6 +63,10 @@ def run(context: Context) -> None:
         started = time.monotonic()
         half = compress(context.folder / "student.xml", context.folder / "student-f16.xml")
         files.append(_record(half, "student", "openvino", time.monotonic() - started, "f16"))
+    if dataset.tokenizer is not None:
+        free = 1 in dynamic_axes({"input": example}, config)["input"]
+        tokenizer = free_length(dataset.tokenizer) if free else dataset.tokenizer
+        write_text(context.folder / TOKENIZER, tokenizer)
     device = device_files(files, config, dataset.input, dataset.inputs.dtype.name, context.folder)
     ExportReport(files=tuple(files), device=device).write(context.folder / "export.json")
 

@@ -21,6 +21,8 @@ from edgekd.registry import suggestion
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgekd.results import Tokens
+
 _ZOO = Path(__file__).parent / "zoo"
 _FORMS = "should be zoo:NAME, package.module:factory or path/to/file.py:factory"
 
@@ -33,6 +35,7 @@ def build(
     classes: int,
     seed: int,
     base: Path,
+    tokens: Tokens | None = None,
     where: str = "model",
     start: bool = True,
 ) -> nn.Module:
@@ -40,8 +43,8 @@ def build(
 
     A pruned network starts from the weights that were left of the whole one, unless `start` is False: who
     has other weights for it does not need them. A factory of the user's gets `args`, and those of
-    `num_classes`, `in_channels` and `input_shape` that it has parameters for. Modules and files are looked
-    for from `base` too.
+    `num_classes`, `in_channels` and `input_shape` that it has parameters for; where inputs are `tokens`,
+    any factory gets `vocabulary` and `padding` too. Modules and files are looked for from `base` too.
     Raises UsageError whose place is `where` (a configuration key) and, for an exception in the
     factory, the line it came from.
     """
@@ -50,19 +53,22 @@ def build(
     place = f"{where} {model}"
     if model == PRUNED:
         return _pruned(
-            args, input_shape=input_shape, classes=classes, seed=seed, base=base, where=where,
-            start=start,
+            args, input_shape=input_shape, classes=classes, seed=seed, base=base, tokens=tokens,
+            where=where, start=start,
         )  # fmt: skip
     kind, name = _parse(model, where)
     offered = {"num_classes": classes, "in_channels": input_shape[0], "input_shape": input_shape}
+    told = {} if tokens is None else tokens.model_dump()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             if kind == "zoo":
-                module = _call(_zoo(name), (input_shape, classes), args, place)
+                factory = _zoo(name)
+                args = {**_accepted(factory, told), **args}
+                module = _call(factory, (input_shape, classes), args, place)
             else:
                 factory = _import(kind, name, base, where)
-                module = _call(factory, (), {**_accepted(factory, offered), **args}, place)
+                module = _call(factory, (), {**_accepted(factory, offered | told), **args}, place)
         except UsageError as error:
             raise UsageError(error.what, where=error.where or place, fix=error.fix) from None
     if not isinstance(module, torch.nn.Module):
@@ -80,6 +86,7 @@ def _pruned(
     classes: int,
     seed: int,
     base: Path,
+    tokens: Tokens | None,
     where: str,
     start: bool,
 ) -> nn.Module:
@@ -91,7 +98,7 @@ def _pruned(
     spec = Pruned.of(args, where)
     module = build(
         spec.network, spec.args, input_shape=input_shape, classes=classes, seed=seed, base=base,
-        where=f"{where} {PRUNED}: args.network", start=start,
+        tokens=tokens, where=f"{where} {PRUNED}: args.network", start=start,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,15 +109,31 @@ def _pruned(
     return module
 
 
-def check(module: nn.Module, *, role: str, input_shape: tuple[int, ...], classes: int) -> None:
-    """Run two samples of zeros through it. Raises UsageError unless it gives (2, classes) logits."""
+def check(
+    module: nn.Module,
+    *,
+    role: str,
+    input_shape: tuple[int, ...],
+    classes: int,
+    tokens: Tokens | None = None,
+) -> None:
+    """Run two samples of zeros through it. Raises UsageError unless it gives (2, classes) logits.
+
+    Where inputs are `tokens`, one is of the largest id: a network of fewer is told by name.
+    """
     import torch
+
+    inputs = torch.zeros(2, *input_shape)
+    if tokens is not None:
+        inputs = inputs.to(torch.int64)
+        _check_vocabulary(module, role, tokens)
+        inputs[1] = tokens.vocabulary - 1
 
     was_training = module.training
     module.eval()
     try:
         with torch.inference_mode():
-            logits = module(torch.zeros(2, *input_shape))
+            logits = module(inputs)
     except Exception as error:
         raise UsageError(
             f"cannot take inputs of shape {('n', *input_shape)}: {_line(error)}", where=role
@@ -128,6 +151,20 @@ def check(module: nn.Module, *, role: str, input_shape: tuple[int, ...], classes
             f"but the data has {classes} classes",
             where=role,
             fix=f"give it {classes} outputs (args), so that teacher, student and data agree",
+        )
+
+
+def _check_vocabulary(module: nn.Module, role: str, tokens: Tokens) -> None:
+    """Raises UsageError where the first embedding, that of the ids, has fewer rows than there are ids."""
+    from torch import nn
+
+    found = next((part for part in module.modules() if isinstance(part, nn.Embedding)), None)
+    if found is not None and found.num_embeddings < tokens.vocabulary:
+        raise UsageError(
+            f"knows {found.num_embeddings} tokens, and the tokenizer has {tokens.vocabulary}",
+            where=role,
+            fix="both must be made for each other: check data.text.tokenizer, or leave vocabulary out "
+            "of args",
         )
 
 

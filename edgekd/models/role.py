@@ -10,7 +10,7 @@ from torch import nn
 
 from edgekd.config.schema import Model
 from edgekd.distill.trainer import predict
-from edgekd.models import resolve
+from edgekd.models import huggingface, resolve
 from edgekd.models.weights import load_weights, save_weights
 from edgekd.results import Accuracy, History, ModelCard, Role, TrainingReport
 from edgekd.statistics import wilson
@@ -25,7 +25,7 @@ def build(model: Model, role: Role, dataset: Dataset, *, seed: int, base: Path) 
 
     Raises UsageError, as for a network with another number of classes than the data.
     """
-    shape, classes = dataset.input.shape, len(dataset.classes)
+    shape, classes, tokens = dataset.input.shape, len(dataset.classes), dataset.input.tokens
     module = resolve.build(
         model.model,
         model.args,
@@ -33,9 +33,10 @@ def build(model: Model, role: Role, dataset: Dataset, *, seed: int, base: Path) 
         classes=classes,
         seed=seed,
         base=base,
+        tokens=tokens,
         where=f"{role}.model",
     )
-    resolve.check(module, role=role, input_shape=shape, classes=classes)
+    resolve.check(module, role=role, input_shape=shape, classes=classes, tokens=tokens)
     return module
 
 
@@ -47,6 +48,8 @@ def load(run: Run, role: Role, base: Path) -> nn.Module:
 def load_network(folder: Path, base: Path) -> nn.Module:
     """The network that `save_network` wrote, in evaluation mode."""
     card = ModelCard.read(folder / "model.json")
+    if (folder / huggingface.CONFIG).is_file():
+        return huggingface.load(folder)
     module = resolve.build(
         card.model,
         card.args,
@@ -55,6 +58,7 @@ def load_network(folder: Path, base: Path) -> nn.Module:
         seed=card.seed,
         base=base,
         start=False,
+        tokens=card.input.tokens,
     )
     load_weights(module, folder / "model.safetensors")
     return module.eval()

@@ -167,6 +167,7 @@ def _distill(config: Config, base: Path) -> dict[str, Any]:
     return {
         "data": data_part(config, base),
         "network": network_part(config.student, base, "student"),
+        "start": config.student.start and config.student.start.model_dump(mode="json"),
         "distill": training_part(config.distill),
         "networks": networks,
         "unlabelled": unlabelled_part(config, base),

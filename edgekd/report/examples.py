@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _MOST_PIXELS = 128  # of a side
 _MOST_VALUES = 160  # of a line
+_MOST_LETTERS = 300
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,10 @@ def examples(
             fix="run edgekd verify with --force",
         )
     positions, inputs = kept["positions"], kept["inputs"]
+    texts = kept["texts"].tolist() if "texts" in kept else [None] * len(inputs)
     shown = [
-        _example(int(position), raw, found, classes, spec)
-        for position, raw in zip(positions.tolist(), inputs, strict=True)
+        _example(int(position), raw, text, found, classes, spec)
+        for position, raw, text in zip(positions.tolist(), inputs, texts, strict=True)
     ]
     return tuple(sorted(shown, key=lambda example: not example.lost))
 
@@ -78,6 +80,8 @@ def _valid(kept: dict[str, np.ndarray], spec: InputSpec, samples: int) -> bool:
         return False
     if positions.ndim != 1 or inputs.shape != (len(positions), *spec.shape):
         return False
+    if "texts" in kept and (kept["texts"].dtype.kind, len(kept["texts"])) != ("U", len(inputs)):
+        return False
     inside = ((positions >= 0) & (positions < samples)).all()
     return bool(inside and np.isfinite(inputs).all())
 
@@ -85,6 +89,7 @@ def _valid(kept: dict[str, np.ndarray], spec: InputSpec, samples: int) -> bool:
 def _example(
     position: int,
     raw: np.ndarray,
+    words: str | None,
     found: Sequence[Answers],
     classes: tuple[str, ...],
     spec: InputSpec,
@@ -99,7 +104,7 @@ def _example(
     text = f"Test sample {int(first.indices[position])}, class {classes[label]}"
     return Example(
         int(first.indices[position]),
-        _picture(raw / spec.scale, text),
+        _picture(raw / spec.scale, text) if words is None else _quoted(words),
         classes[label],
         answers,
         answers[0].right,
@@ -111,6 +116,12 @@ def _answer(model: str, logits: np.ndarray, label: int, classes: tuple[str, ...]
     chosen = int(logits.argmax())
     share = powers[chosen] / powers.sum()
     return Answer(model, classes[chosen], f"{100 * share:.0f} %", chosen == label)
+
+
+def _quoted(words: str) -> Markup:
+    """The text itself, its beginning where it is long."""
+    shown = words if len(words) <= _MOST_LETTERS else f"{words[:_MOST_LETTERS]} …"
+    return Markup("<q>{}</q>").format(shown)
 
 
 def _picture(values: np.ndarray, text: str) -> Markup:

@@ -18,7 +18,7 @@ from edgekd.models.role import accuracy, accuracy_of
 from edgekd.pipeline.stages import Context
 from edgekd.results import DeviceFileParity, Edge, LayerComparison, Parity, Role, VerifyReport
 from edgekd.statistics import wilson
-from edgekd.teachers.teacher import TORCH, Teacher, kind_of, load
+from edgekd.teachers.teacher import Teacher, kind_of, load
 from edgekd.verify.device import RUNTIME, device_parity
 from edgekd.verify.edges import (
     PYTORCH,
@@ -50,8 +50,8 @@ _LAYER_SAMPLES = 8
 def run(context: Context) -> None:
     """Write `parity.json`, `logits.npz` with every file's logits on the test split, `examples.npz`.
 
-    `examples.npz` has the raw `inputs` of a few samples that teacher and student disagree on, and
-    their `positions` in the test split.
+    `examples.npz` has the raw `inputs` of a few samples that teacher and student disagree on, their
+    `positions` in the test split and, where they were texts, `texts`.
     Raises StageError, after all files were looked at, when one exceeds the tolerance; every comparison
     is then in `verify-failed.json` in the run folder.
     """
@@ -159,7 +159,7 @@ def layers(run: Run, config: Config, base: Path) -> list[LayerComparison]:
     """
     dataset = load_data(config.data, config.data.seed, base)
     few = dataset.tensor(dataset.test[:_LAYER_SAMPLES]).numpy()
-    network = kind_of(run.card("teacher").model).kind == TORCH
+    network = "features" in kind_of(run.card("teacher").model).provides
     names: tuple[Role, ...] = get_args(Role) if network else ("student",)
     found = []
     for role in names:
@@ -214,7 +214,7 @@ def _cases(dataset: Dataset, config: Config, batches: list[int]) -> list[Case]:
     samples = dataset.tensor(dataset.test[: config.verify.samples]).numpy()
     axes = dynamic_axes({"input": dataset.tensor(dataset.test[:1])}, config.export)
     free = sorted(axis - 1 for axis in axes["input"] if axis)
-    return cases(samples, batches, free)
+    return cases(samples, batches, free, tokens=dataset.input.tokens)
 
 
 def _keep_examples(
@@ -226,8 +226,11 @@ def _keep_examples(
     positions = np.flatnonzero(answered)[chosen]
     positions = within(positions, dataset.inputs[0].nbytes)
     buffer = io.BytesIO()
-    inputs = dataset.inputs[dataset.test[positions]]
-    np.savez_compressed(buffer, positions=positions, inputs=inputs)
+    samples = dataset.test[positions]
+    kept = {"positions": positions, "inputs": dataset.inputs[samples]}
+    if dataset.texts is not None:
+        kept["texts"] = np.array([dataset.texts[i] for i in samples], np.str_)
+    np.savez_compressed(buffer, **kept)
     write_bytes(context.folder / "examples.npz", buffer.getvalue())
 
 

@@ -18,7 +18,7 @@ from edgekd.config.schema import Export
 from edgekd.errors import StageError
 from edgekd.export import metadata
 from edgekd.export.agreement import CLOSE, difference, reference
-from edgekd.export.dimensions import dynamic_axes, larger
+from edgekd.export.dimensions import dynamic_axes, other_sizes
 from edgekd.export.exporter import Exported, Source, exporter
 from edgekd.export.log import quiet
 
@@ -175,7 +175,7 @@ def _cases(source: Source, config: Export) -> list[Case]:
     ones = {name: x[:1] for name, x in source.inputs.items()}
     given = [source.inputs, ones]
     if any(set(free) != {0} for free in dynamic_axes(source.inputs, config).values()):
-        given.append(larger(source.inputs, config))
+        given.append(other_sizes(source.inputs, config))
     return [
         ({name: x.numpy() for name, x in inputs.items()}, reference(source.module, inputs))
         for inputs in given

@@ -9,9 +9,6 @@ from torch.nn import functional as F
 from edgekd.errors import UsageError
 from edgekd.models.network import Shape, network
 
-# What samples of different lengths are filled up with.
-PADDING = 0
-
 
 class Layer(nn.Module):
     """norm(x + attention(x)), then norm(x + mlp(x)): post-norm, as in the paper."""
@@ -41,9 +38,17 @@ class Bert(nn.Module):
     """Token and position embeddings, `depth` layers, tanh of the first token's, linear."""
 
     def __init__(
-        self, length: int, classes: int, vocabulary: int, dim: int, depth: int, heads: int
+        self,
+        length: int,
+        classes: int,
+        vocabulary: int,
+        dim: int,
+        depth: int,
+        heads: int,
+        padding: int = 0,
     ) -> None:
         super().__init__()
+        self.padding = padding
         self.tokens, self.positions = nn.Embedding(vocabulary, dim), nn.Embedding(length, dim)
         self.norm = nn.LayerNorm(dim)
         self.layers = nn.ModuleList(Layer(dim, heads) for _ in range(depth))
@@ -52,12 +57,12 @@ class Bert(nn.Module):
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Ids (n, tokens) and a mask, 1 where there is a token, → logits (n, classes).
 
-        Without a mask all ids but 0 are tokens; the first one always is. Ids may come as floats, as
-        data sets give them.
+        Without a mask all ids but `padding` are tokens; the first one always is. Ids may come as
+        floats, as data sets of numbers give them.
         """
         ids = tokens.long()
         place = torch.arange(ids.shape[1], device=ids.device)
-        seen = ((ids != PADDING) if mask is None else mask.bool()) | (place == 0)
+        seen = ((ids != self.padding) if mask is None else mask.bool()) | (place == 0)
         x = self.norm(self.tokens(ids) + self.positions(place))
         for layer in self.layers:
             x = layer(x, seen[:, None, None])
@@ -67,8 +72,8 @@ class Bert(nn.Module):
 
 @network(
     "bert",
-    "small BERT for token ids (data.mean [0, …], std [1, …]); args: vocabulary (1000), dim (64), "
-    "depth (2), heads (4)",
+    "small BERT for texts; args: dim (64), depth (2), heads (4); for ids in other data (data.mean "
+    "[0, …], std [1, …]) also vocabulary (1000), padding (0)",
     example=(64,),
     widths=("dim",),
     depths=("depth",),
@@ -80,10 +85,11 @@ def bert(
     dim: int = 64,
     depth: int = 2,
     heads: int = 4,
+    padding: int = 0,
 ) -> nn.Module:
-    """For up to `input_shape[0]` ids below `vocabulary`; 0 is padding. `heads` must divide `dim`."""
+    """For up to `input_shape[0]` ids below `vocabulary`. `heads` must divide `dim`."""
     if len(input_shape) != 1:
         raise UsageError(f"takes token ids (length,); these inputs have the shape {input_shape}")
     if heads < 1 or dim % heads:
         raise UsageError(f"heads {heads} does not divide dim {dim}")
-    return Bert(input_shape[0], classes, vocabulary, dim, depth, heads)
+    return Bert(input_shape[0], classes, vocabulary, dim, depth, heads, padding)

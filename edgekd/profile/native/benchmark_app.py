@@ -46,7 +46,13 @@ class BenchmarkApp:
         return "", bool(openvino.Core().read_model(path).is_dynamic())
 
     def beside(self, inputs: np.ndarray) -> dict[str, bytes]:
-        """Nothing."""
+        """Nothing. Raises StageError for token ids: random ones are in no vocabulary."""
+        if inputs.dtype.kind != "f":
+            raise StageError(
+                "benchmark_app fills the inputs at random, which token ids cannot be",
+                where="profile.targets",
+                fix="use the tool onnxruntime_perf_test for this target",
+            )
         return {}
 
     def arguments(self, job: Job) -> list[str]:

@@ -72,6 +72,12 @@ class Browser:
 def _exchange(plan: dict[str, Any]) -> Exchange:
     """What the page may have: itself and the runtime; then the models and the inputs."""
     inputs = np.load(plan["inputs"], allow_pickle=False)
+    if inputs.dtype.kind != "f":
+        raise UsageError(
+            "the page feeds floating-point numbers, and these models take token ids",
+            where="profile.targets",
+            fix="measure them on a target of another transport",
+        )
     parcel = pack(plan)
     builds = {model["runtime"]: assets.BUILDS[model["runtime"]] for model in plan["models"]}
     runtime = assets.read(name for build in builds.values() for name in build.files)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekd.artifacts import sha256_file
-from edgekd.teachers.teacher import TORCH, Teacher, teacher
+from edgekd.teachers.teacher import TORCH, Options, Teacher, teacher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,7 +27,7 @@ class TorchTeacher(Teacher):
     """`module` can be looked into; it is the one kind with features."""
 
     exports = True
-    Options = None
+    Options: ClassVar[type[Options] | None] = None
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module.eval().requires_grad_(False)

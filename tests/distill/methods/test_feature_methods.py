@@ -14,7 +14,7 @@ from edgekd.errors import UsageError
 
 FEATURE_METHODS = [name for name in METHODS.names() if issubclass(METHODS.get(name), FeatureMethod)]
 # A regressor that is not trained yet stands between the student and the teacher.
-REGRESSED = {"fitnet", "vid", "ab", "ft", "fsp", "crd", "reviewkd"}
+REGRESSED = {"fitnet", "vid", "ab", "ft", "fsp", "crd", "reviewkd", "tinybert"}
 N = 5
 POPULATION = torch.arange(2 * N) % 3  # classes of twice as many samples as are in the batch
 
@@ -54,6 +54,7 @@ def features_for(name, seed, channels=4):
 def test_the_methods_are_those_of_the_design():
     assert set(FEATURE_METHODS) == {
         "fitnet", "at", "sp", "pkt", "rkd", "cc", "vid", "nst", "ab", "ft", "fsp", "crd", "reviewkd",
+        "tinybert",
     }  # fmt: skip
 
 
@@ -85,7 +86,9 @@ def test_equal_samples_and_zero_features_stay_finite(name):
         assert all(f.grad.isfinite().all() for f in student)
 
 
-@pytest.mark.parametrize("name", sorted(set(FEATURE_METHODS) - {"pkt", "rkd", "cc", "crd"}))
+@pytest.mark.parametrize(
+    "name", sorted(set(FEATURE_METHODS) - {"pkt", "rkd", "cc", "crd", "tinybert"})
+)
 def test_maps_of_other_sizes_and_channels_are_matched(name):
     student = [maps(3, 4, 1)] * len(features_for(name, 0))
     teacher = [maps(5, 8, 2)] * len(student)
@@ -425,6 +428,6 @@ def test_tokens_and_maps_meet():
     _, loss = loss_of("at", [f], [tokens])
     as_map = tokens[:, 1:].transpose(1, 2).reshape(N, 6, 4, 4)
     assert loss.item() == pytest.approx(loss_of("at", [f], [as_map])[1].item())
-    for name in sorted(set(FEATURE_METHODS) - {"pkt", "rkd", "cc", "crd"}):
+    for name in sorted(set(FEATURE_METHODS) - {"pkt", "rkd", "cc", "crd", "tinybert"}):
         student = [maps(3, 4, 1)] * len(features_for(name, 0))
         assert loss_of(name, student, [tokens] * len(student))[1].isfinite()
