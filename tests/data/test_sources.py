@@ -62,7 +62,7 @@ def write_images(folder, classes=("cat", "dog"), each=6, size=(8, 10), mode="L",
 
 
 def test_the_sources_are_these():
-    assert SOURCES.names() == ["digits", "folder", "idx", "npz", "text"]
+    assert SOURCES.names() == ["digits", "folder", "idx", "npz", "text", "ts"]
 
 
 def test_an_unknown_kind_suggests_the_nearest(tmp_path):
