@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,14 @@ __all__ = [
     "search",
     "verify",
 ]
+
+
+# Nobody is told what is converted, run or quantized here. OpenVINO's telemetry also forks the process for
+# every report, threads and locks and all: children that hang keep our pipes open. ONNX Runtime's is a
+# thread and a data base beside what is measured. Whoever wants one, asks for it before edgekd.
+if "openvino_telemetry" not in sys.modules:
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,3 +3,8 @@
 `python -m edgekd.profile.device measure PLAN.json FOLDER` measures; `worker` is the process of one model.
 As a zipapp with nothing or a folder as argument it is the runner of a bundle (see `bundle.py`).
 """
+
+import os
+
+# ONNX Runtime's telemetry is a thread and a data base beside what is measured.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
