@@ -331,7 +331,7 @@ def _tells_energy():
         ({"teacher": {"model": "onnx:big.onnx"}}, "only answers; name a student"),
         (
             {"student": {"model": "auto", "args": {"width": 3}}},
-            "args are of a network that is named",
+            "args and start are of a network that is named",
         ),
         ({"distill": {"scheme": "byot"}}, "searched with scheme offline"),
     ],
