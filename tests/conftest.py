@@ -14,6 +14,8 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 import pytest
 from hypothesis import HealthCheck, settings
 
+from edgekd.signals import forget_alternate_stack
+
 pytest_plugins = ["tests.exported_models", "tests.profile.ssh_device"]
 
 # The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -30,7 +32,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Whatever ran before in this process, a test draws the same numbers."""
+    """Whatever ran before in this process, a test draws the same numbers, and a timeout's signal is heard."""
+    forget_alternate_stack()
     random.seed(0)
     for module, seed in (("numpy", "random.seed"), ("torch", "manual_seed")):
         if module in sys.modules:

@@ -34,6 +34,7 @@ from edgekd.errors import Interrupted, StageError
 from edgekd.models.weights import not_finite
 from edgekd.progress import Progress
 from edgekd.results import Computing, Epoch, History
+from edgekd.signals import forget_alternate_stack
 
 # (inputs, sample indices, view number) -> the teacher's knowledge of that batch
 TeacherKnowledge = Callable[[Tensor, Tensor, int], Knowledge]
@@ -477,6 +478,7 @@ def _stop_signals() -> Iterator[threading.Event]:
             raise KeyboardInterrupt
         stop.set()
 
+    forget_alternate_stack()
     previous = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield stop

@@ -22,6 +22,7 @@ from edgekd.pipeline import together
 from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.stages import LINE, NAMES, Context, Stage
 from edgekd.progress import Progress
+from edgekd.signals import forget_alternate_stack
 
 
 def run_line(
@@ -190,6 +191,7 @@ def terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    forget_alternate_stack()
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -107,9 +107,8 @@ def test_a_signal_saves_and_stops_between_two_steps(digits, tmp_path):
 
     class Signal(Silent):
         def advance(self, amount=1, **figures):
-            # As Python calls it after a signal. A real one ended this process now and then, when many other
-            # tests had run in it before; test_line.py presses Ctrl-C in a process of its own.
-            signal.getsignal(signal.SIGINT)(signal.SIGINT, None)
+            # To this thread: by os.kill it may come to another one, and late.
+            signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(Interrupted, match="same command"):
         run(network(), digits, tmp_path, progress=Signal())
