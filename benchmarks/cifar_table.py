@@ -44,6 +44,8 @@ from edgekd.results import Computing
 
 RESULTS = Path(__file__).parent / "results" / "cifar_table.jsonl"
 WORK = Path(".edgekd/cifar_table")
+# Teachers of tables that are not finished, so that another machine can go on.
+KEPT = RESULTS.with_suffix("")
 MEAN, STD = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
 
 
@@ -176,6 +178,7 @@ class Bench:
         """Trained once by the same recipe, then read."""
         about = "-".join(str(value) for value in self.about.values())
         path = self.options.work / f"{pair.teacher}-{about}.safetensors"
+        path = KEPT / path.name if (KEPT / path.name).exists() else path
         network = self.network(pair.teacher, 0)
         if not path.exists():
             started = time.monotonic()
@@ -302,6 +305,10 @@ def table(found: list[dict[str, Any]]) -> str:
         data = "all images" if limit is None else f"{limit} images"
         teacher = "" if longer == epochs else f" (teacher {longer})"
         text += [f"## {epochs} epochs{teacher}, {data}, {views} views\n"]
+        command = f"--epochs {epochs} --teacher-epochs {longer} --views {views}"
+        command += "" if limit is None else f" --limit {limit}"
+        computed = sorted({line["computing"] for line in part})
+        text += [f"`{command}`; computed on {'; '.join(computed)} (`--device`, `--precision`).\n"]
         text += ["| | " + " | ".join(pairs) + " |", "|---|" + "--:|" * len(pairs)]
         for name in names:
             cells = []
