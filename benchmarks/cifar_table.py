@@ -44,6 +44,8 @@ from edgekd.results import Computing
 
 RESULTS = Path(__file__).parent / "results" / "cifar_table.jsonl"
 WORK = Path(".edgekd/cifar_table")
+# Teachers of tables that are not finished, so that another machine can go on.
+KEPT = RESULTS.with_suffix("")
 MEAN, STD = [0.5071, 0.4867, 0.4408], [0.2675, 0.2565, 0.2761]
 
 
@@ -77,13 +79,14 @@ PAIRS = (
 PLAIN_KD: dict[str, Any] = {"kd": {"temperature": 4.0, "weight": 0.9}}
 
 
-def methods(pair: Pair) -> dict[str, tuple[float, list[Any]]]:
+def methods(pair: Pair, epochs: int) -> dict[str, tuple[float, list[Any]]]:
     """Name → (alpha, distill.methods), with the weights of the papers. What is not there is left out."""
+    warmup = round(20 * epochs / 240)  # the papers' share of a training
     table: dict[str, tuple[float, list[Any]]] = {
         "alone": (1.0, []),
         "kd": (0.1, [PLAIN_KD]),
         "kd+std": (0.1, [{"kd": {"temperature": 2.0, "weight": 9.0, "standardize": True}}]),
-        "dkd": (1.0, [{"dkd": {"beta": pair.beta, "warmup": 20}}]),
+        "dkd": (1.0, [{"dkd": {"beta": pair.beta, "warmup": warmup}}]),
         "dist": (1.0, ["dist"]),
         "mlkd": (0.1, ["mlkd"]),
         "at+kd": (0.1, [PLAIN_KD, "at"]),
@@ -91,7 +94,7 @@ def methods(pair: Pair) -> dict[str, tuple[float, list[Any]]]:
         "rkd+kd": (0.1, [PLAIN_KD, "rkd"]),
         "crd": (1.0, ["crd"]),
         "crd+kd": (0.1, [PLAIN_KD, "crd"]),
-        "reviewkd": (1.0, [{"reviewkd": {"warmup": 20}}]),
+        "reviewkd": (1.0, [{"reviewkd": {"warmup": warmup}}]),
     }
     known = set(METHODS.names())
     names = {
@@ -104,7 +107,9 @@ def main() -> None:
     """Train what is missing, in order, and write the table after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--epochs", type=int, default=240)
+    parser.add_argument("--teacher-epochs", type=int, help="As many as --epochs unless given.")
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--precision", choices=("auto", "f32", "bf16"), default="auto")
     parser.add_argument("--pair", type=int, nargs="+", default=range(len(PAIRS)), metavar="N")
     parser.add_argument("--method", nargs="+", help="Only these.")
     parser.add_argument("--seeds", type=int, default=3)
@@ -118,7 +123,7 @@ def main() -> None:
         bench = Bench(options)
         for number in options.pair:
             for seed in range(options.seeds):
-                for name in methods(PAIRS[number]):
+                for name in methods(PAIRS[number], options.epochs):
                     if options.method is None or name in options.method:
                         bench.train(PAIRS[number], name, seed)
     text = table(lines(options.results))
@@ -143,6 +148,7 @@ class Bench:
         augment = Augment(crop=4, flip=True, views=min(options.views, options.epochs))
         self.views = Views(self.data, augment, 0)
         self.about = {"epochs": options.epochs, "limit": options.limit, "views": augment.views}
+        self.about["teacher_epochs"] = options.teacher_epochs or options.epochs
         self.progress = Lines(60)
 
     def train(self, pair: Pair, name: str, seed: int) -> None:
@@ -151,7 +157,7 @@ class Bench:
         if any(line.items() >= key.items() for line in lines(self.options.results)):
             return
         teacher = self.teacher(pair)
-        alpha, entries = methods(pair)[name]
+        alpha, entries = methods(pair, self.options.epochs)[name]
         objective = Objective(alpha, MethodList.parse(entries).entries)
         student = self.network(pair.student, 1000 + seed)
         if objective.needs_teacher:
@@ -160,8 +166,9 @@ class Bench:
         started = time.monotonic()
         folder = self.options.work / "-".join(str(v) for v in key.values()).replace(" → ", "-")
         history = train(
-            student, self.data, self.views, objective, self.recipe(pair.rate), seed=seed,
-            checkpoint=folder.with_suffix(".pt"), progress=self.progress, name=f"{pair.name} {name}",
+            student, self.data, self.views, objective, self.recipe(pair.rate, self.options.epochs),
+            seed=seed, checkpoint=folder.with_suffix(".pt"), progress=self.progress,
+            name=f"{pair.name} {name}",
             teacher=self.ask(pair, teacher, objective) if objective.needs_teacher else None,
         )  # fmt: skip
         self.keep(key, student, history.computing, time.monotonic() - started)
@@ -171,11 +178,13 @@ class Bench:
         """Trained once by the same recipe, then read."""
         about = "-".join(str(value) for value in self.about.values())
         path = self.options.work / f"{pair.teacher}-{about}.safetensors"
+        path = KEPT / path.name if (KEPT / path.name).exists() else path
         network = self.network(pair.teacher, 0)
         if not path.exists():
             started = time.monotonic()
             history = train(
-                network, self.data, self.views, Objective(), self.recipe(pair.rate), seed=0,
+                network, self.data, self.views, Objective(),
+                self.recipe(pair.rate, self.about["teacher_epochs"]), seed=0,
                 checkpoint=path.with_suffix(".pt"), progress=self.progress, name=pair.teacher,
             )  # fmt: skip
             save_file(network.state_dict(), path)
@@ -216,14 +225,14 @@ class Bench:
             f"zoo:{name}", {}, input_shape=shape, classes=classes, seed=seed, base=Path.cwd()
         )
 
-    def recipe(self, rate: float) -> Training:
+    def recipe(self, rate: float, epochs: int) -> Training:
         return Training(
-            epochs=self.options.epochs,
+            epochs=epochs,
             learning_rate=rate,
             schedule="step",
             warmup=0.0,
             select="last",
-            compute=Compute(device=self.options.device),
+            compute=Compute(device=self.options.device, precision=self.options.precision),
             checkpoint_every=30.0,
         )
 
@@ -288,13 +297,18 @@ def table(found: list[dict[str, Any]]) -> str:
     ]
     settings: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for line in found:
-        settings[line["epochs"], line["limit"], line["views"]].append(line)
+        settings[line["epochs"], line["limit"], line["views"], line["teacher_epochs"]].append(line)
     published = {pair.name: pair.published for pair in PAIRS}
-    for (epochs, limit, views), part in settings.items():
+    for (epochs, limit, views, longer), part in settings.items():
         pairs = list(dict.fromkeys(line["pair"] for line in part))
         names = list(dict.fromkeys(line["method"] for line in part))
         data = "all images" if limit is None else f"{limit} images"
-        text += [f"## {epochs} epochs, {data}, {views} views\n"]
+        teacher = "" if longer == epochs else f" (teacher {longer})"
+        text += [f"## {epochs} epochs{teacher}, {data}, {views} views\n"]
+        command = f"--epochs {epochs} --teacher-epochs {longer} --views {views}"
+        command += "" if limit is None else f" --limit {limit}"
+        computed = sorted({line["computing"] for line in part})
+        text += [f"`{command}`; computed on {'; '.join(computed)} (`--device`, `--precision`).\n"]
         text += ["| | " + " | ".join(pairs) + " |", "|---|" + "--:|" * len(pairs)]
         for name in names:
             cells = []

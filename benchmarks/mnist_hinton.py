@@ -38,14 +38,16 @@ from edgekd.progress import Lines
 
 RESULTS = Path(__file__).parent / "results" / "mnist_hinton.jsonl"
 WORK = Path(".edgekd/mnist_hinton")
-DATA = Data(source="idx:$EDGEKD_DATA/mnist", validation=0.02)
+# Pixels from 0 to 1, as in the paper: standardised ones are three times as long, and the teacher diverged.
+DATA = Data(source="idx:$EDGEKD_DATA/mnist", validation=0.02, mean=[0.0], std=[1.0])
 PLAIN = {"hidden": [800, 800], "norm": False}
-BIG = {"hidden": [1200, 1200], "norm": False, "dropout": 0.5, "input_dropout": 0.2}
+# Of 10,000 held-out training images, after 16 epochs: 112 errors, 153 with dropout 0.5 of the hidden units.
+BIG = {"hidden": [1200, 1200], "norm": False, "dropout": 0.25, "input_dropout": 0.1}
 TEACHER = Training(
-    epochs=100, batch_size=100, learning_rate=0.1, weight_decay=0.0, max_norm=3.0, select="last"
+    epochs=60, batch_size=100, learning_rate=0.1, weight_decay=0.0, max_norm=3.0, select="last"
 )
-STUDENT = Training(epochs=40, batch_size=100, learning_rate=0.05, weight_decay=0.0, select="last")
-SMALL = STUDENT.model_copy(update={"epochs": 20})
+STUDENT = Training(epochs=60, batch_size=100, learning_rate=0.05, weight_decay=0.0, select="last")
+
 # alpha, weight of the soft targets: the paper's "considerably lower weight" on the labels.
 ALPHA, SOFT = 0.1, 0.9
 TEMPERATURES = (1, 2.5, 4, 8, 20)
@@ -160,9 +162,9 @@ def distilled(data: Dataset, seed: int) -> Iterator[dict]:
 def sweep(data: Dataset, seed: int) -> Iterator[dict]:
     """30 units per layer: alone, and with soft targets of several temperatures."""
     small, soft = {"hidden": [30, 30], "norm": False}, soft_targets(data, seed)
-    yield {"T": None, **score(fit(data, small, seed, SMALL, Objective()), data)}
+    yield {"T": None, **score(fit(data, small, seed, STUDENT, Objective()), data)}
     for T in TEMPERATURES:
-        yield {"T": T, **score(fit(data, small, seed, SMALL, kd(T), soft), data)}
+        yield {"T": T, **score(fit(data, small, seed, STUDENT, kd(T), soft), data)}
 
 
 def without_three(data: Dataset, seed: int) -> Iterator[dict]:
@@ -239,7 +241,7 @@ def table(measured: list[dict]) -> str:
     text = [
         "# Hinton's MNIST section", "",
         "`python benchmarks/mnist_hinton.py`; every training is a line of `mnist_hinton.jsonl`.", "",
-        f"Teacher 2×1200: {TEACHER.epochs} epochs, dropout 0.2 and 0.5, max-norm {TEACHER.max_norm:g}, "
+        f"Teacher 2×1200: {TEACHER.epochs} epochs, dropout 0.1 and 0.25, max-norm {TEACHER.max_norm:g}, "
         f"±2 pixels. Student 2×800: {STUDENT.epochs} epochs, no regularisation; distilled: "
         f"{ALPHA}·CE + {SOFT}·T²·KL, T=20. SGD, momentum 0.9, cosine, batch {STUDENT.batch_size}; 2 % of "
         "the training images held out and not used. Last epoch, 10,000 test images.", "",
