@@ -77,7 +77,9 @@ def test_a_language_model_behind_transformers_serve_labels_texts(tmp_path):
     rows = [{"id": f"t{i}", "text": t, "label": label} for i, (t, label) in enumerate(pairs)]
     write_parquet(tmp_path / "texts.parquet", rows, tuple(CLASSES))
     (port,) = free_ports(1)
-    command = [programs / "transformers", "serve", model, "--port", str(port), "--host", "127.0.0.1",
+    # The command itself lies where the package is: with us, or in the environment.
+    run = "from transformers.cli.transformers import main; main()"
+    command = [programs / "python", "-c", run, "serve", model, "--port", str(port), "--host", "127.0.0.1",
                "--device", "cpu"]  # fmt: skip
     settings = Imitate(
         teacher=f"chat://127.0.0.1:{port}/v1", model=str(model), texts="texts.parquet", id="id",

@@ -136,7 +136,7 @@ def command(plan, tmp_path, **options):
 
 def test_interrupted_it_ends_quietly_and_leaves_no_process(exported, tmp_path):
     process = command(
-        plan(exported, tmp_path, student(exported), interval=1e-9, max_seconds=60), tmp_path,
+        plan(exported, tmp_path, student(exported), interval=0, max_seconds=60), tmp_path,
         start_new_session=True,
     )  # fmt: skip
     assert process.stdout.readline()

@@ -154,7 +154,7 @@ def test_the_cpu_quota_holds_a_process_back_and_the_group_is_removed(quota):
 
 
 def test_told_to_end_it_removes_its_group(exported, tmp_path):
-    wanted = plan(exported, tmp_path, cpu_quota=0.5) | {"interval": 1e-9, "max_seconds": 60}
+    wanted = plan(exported, tmp_path, cpu_quota=0.5) | {"interval": 0, "max_seconds": 60}
     (tmp_path / "plan.json").write_text(json.dumps(wanted))
     arguments = ["-m", "edgekd.profile.device", "measure", tmp_path / "plan.json", tmp_path]
     process = subprocess.Popen(

@@ -27,7 +27,7 @@ from edgekd.progress import Lines
 from tests.profile.ssh_device import wait_until
 
 SYSTEM_PYTHON = "/usr/bin/python3"
-ENDLESS = {"interval": 1e-9, "max_seconds": 600}
+ENDLESS = {"interval": 0, "max_seconds": 600}
 
 
 def target(timeouts=None, arch=None, runtimes=("onnxruntime",), **ssh):
@@ -168,7 +168,7 @@ def test_a_connection_cut_while_measuring_ends_that_and_begins_it_again(device, 
             wait_until(lambda: not left_over(device))
             threading.Timer(1.5, device.mend).start()
 
-    plan |= {"interval": 1e-9, "max_seconds": 1}
+    plan |= {"interval": 0, "max_seconds": 1}
     try:
         samples = measure(target({"silence": 4, "connect": 5}), plan, tmp_path, tell)
     finally:
@@ -239,7 +239,7 @@ def test_a_killed_device_part_does_not_measure_on_and_its_rest_is_removed(device
                 os.kill(process, signal.SIGKILL)
 
     # The second attempt waits until the first one's measuring has ended, and cleans up after it.
-    measure(target(), plan | {"interval": 1e-9, "max_seconds": 2}, tmp_path, tell)
+    measure(target(), plan | {"interval": 0, "max_seconds": 2}, tmp_path, tell)
     assert len(killed) == 1
     assert not left_over(device)
 
