@@ -1,5 +1,6 @@
 """The device part as it runs: real processes, real runtimes; alone in a zip file; and its failures."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 
 from edgekd.profile import device
+from edgekd.profile.device import __main__ as program
 from edgekd.profile.device import environment, measure, memory
 from edgekd.profile.parcel import pack, runner, runner_name
 
@@ -132,6 +134,14 @@ def command(plan, tmp_path, **options):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, **options,
     )  # fmt: skip
+
+
+def test_an_interrupt_that_was_swallowed_is_told_with_the_next_event(monkeypatch):
+    monkeypatch.setattr(program, "_told_to_end", threading.Event())
+    with contextlib.suppress(KeyboardInterrupt):
+        program._end(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        program._say({})
 
 
 def test_interrupted_it_ends_quietly_and_leaves_no_process(exported, tmp_path):

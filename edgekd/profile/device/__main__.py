@@ -8,11 +8,22 @@ import json
 import shutil
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+_told_to_end = threading.Event()
+
+
+def _end(number: int, frame: object) -> None:
+    _told_to_end.set()
+    raise KeyboardInterrupt
+
 
 def _say(event: dict[str, Any]) -> None:
+    # An exception that a signal raised in a destructor, or in a callback of the collector, is lost.
+    if _told_to_end.is_set():
+        raise KeyboardInterrupt
     print(json.dumps(event), flush=True)
 
 
@@ -52,10 +63,14 @@ def main(arguments: list[str]) -> int:
 
     _, plan, folder = arguments
     # Told to end, it leaves no worker and no control group behind.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, _end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
     try:
         measure(json.loads(Path(plan).read_text()), Path(folder), _say)
     except MeasureError as error:
+        if _told_to_end.is_set():
+            return 130
         _say({"error": str(error)})
         return 3
     except (KeyboardInterrupt, BrokenPipeError):
