@@ -5,15 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
-import jinja2
 from markupsafe import Markup
 
 from edgekd.history.entry import Entry
 from edgekd.history.series import Change, Series, interval_text, titles, value_text
 from edgekd.report import plots
 from edgekd.report.checks import figure_name
+from edgekd.report.page import page
 
 # More of it stays in the history: `edgekd history export`.
 _MOST_ROWS = 60
@@ -45,13 +44,10 @@ def render(series: Sequence[Series]) -> str:
 
     Every text of the history is escaped; the page loads nothing and runs nothing.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_resource("edgekd.history", "trend.html.j2"))
     times = [entry.time for s in series for entry in s.entries]
-    return template.render(
-        style=Markup(_resource("edgekd.report", "style.css")),
+    return page(
+        "trend.html.j2",
+        __package__,
         changes=list(_changes(series)),
         searched=sum(s.searched for s in series),
         series=series,
@@ -134,7 +130,3 @@ def _svg(group: Sequence[Series], labels: Sequence[str], title: str, number: int
     ]
     dimension = group[0].key.dimension
     return plots.trends(trends, ticks=ticks, dimension=dimension, name=f"t{number}", title=title)
-
-
-def _resource(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")

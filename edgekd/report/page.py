@@ -9,19 +9,19 @@ import jinja2
 from markupsafe import Markup
 
 
-def page(template: str, **values: Any) -> str:
-    """A template of this folder with the style sheet and `values`; a missing one is an error."""
+def page(template: str, package: str = __package__, **values: Any) -> str:
+    """A template of a package's folder with our style sheet and `values`; a missing one is an error."""
     environment = jinja2.Environment(
         autoescape=True,
-        loader=jinja2.FunctionLoader(_resource),
+        loader=jinja2.FunctionLoader(lambda name: _resource(package, name)),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    style = Markup(_resource("style.css"))
+    style = Markup(_resource(__package__, "style.css"))
     return environment.get_template(template).render(style=style, **values)
 
 
-def _resource(name: str) -> str:
-    return resources.files("edgekd.report").joinpath(name).read_text(encoding="utf-8")
+def _resource(package: str, name: str) -> str:
+    return resources.files(package).joinpath(name).read_text(encoding="utf-8")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib import resources
 from typing import Any, cast
 
-import jinja2
 from markupsafe import Markup
 
 from edgekd.config.units import Dimension, format_quantity
 from edgekd.report import plots
+from edgekd.report.page import page
 from edgekd.search.front import AXES, best
 from edgekd.search.records import Point, SearchReport
 
@@ -31,15 +30,12 @@ class Row:
 
 def render(report: SearchReport) -> str:
     """A page with the winner, a plot per cost, and every trial; it loads nothing and runs nothing."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    template = environment.from_string(_resource("edgekd.search", "search.html.j2"))
     rows = [_row(report, i) for i in range(len(report.points))]
     rows.sort(key=lambda row: (-row.point.epochs, -row.point.accuracy.value))
     names = {name: _TITLES[name] for name in AXES}
-    return template.render(
-        style=Markup(_resource("edgekd.report", "style.css")),
+    return page(
+        "search.html.j2",
+        __package__,
         report=report,
         winner=report.best_point,
         rows=rows,
@@ -103,7 +99,3 @@ def _interval(point: Point, metric: str) -> tuple[float, float]:
 
 def _dimension(metric: str) -> Dimension:
     return cast(Any, AXES[metric])  # type: ignore[no-any-return]
-
-
-def _resource(package: str, name: str) -> str:
-    return resources.files(package).joinpath(name).read_text(encoding="utf-8")
