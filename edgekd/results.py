@@ -20,6 +20,8 @@ Provenance = Literal["measured", "emulated", "predicted"]
 Verdict = Literal["pass", "fail", "inconclusive"]
 # What the weights of a deployable file are stored and, for int8, computed in.
 Variant = Literal["f32", "f16", "int8", "int4"]
+# Metrics that say how well answers fit, one per task, as people say them.
+SCORES = {"accuracy": "accuracy", "r2": "R²", "r1": "R¹", "miou": "mean IoU"}
 QUANTIZED: tuple[Variant, ...] = ("int8", "int4")
 # What a latency sample is: one call, or the median or mean of several, where a tool or clock gives no more.
 SampleKind = Literal["call", "median", "mean"]
@@ -80,10 +82,19 @@ class InputSpec(Record):
         return f"int64, {shape}: token ids below {self.tokens.vocabulary}, {self.tokens.padding} is padding"
 
 
+class OutputScale(Record):
+    """Outputs are what the network computes × `std` + `mean`, one of each per output."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
 class ModelCard(Record):
     """`teacher/model.json`, `student/model.json`: how to rebuild a network and feed it.
 
-    `parameters` is None for a teacher that only answers.
+    `task` is what it is for (`tasks/task.py`), `classes` the names of its outputs; `output` is there
+    where it was trained here to give numbers in the units of the data. `parameters` is None for a
+    teacher that only answers.
     """
 
     role: Role
@@ -93,6 +104,8 @@ class ModelCard(Record):
     input: InputSpec
     parameters: int | None
     seed: int
+    task: str = "classification"
+    output: OutputScale | None = None
 
     @property
     def weight(self) -> str:
@@ -135,13 +148,23 @@ class History(Record):
 
 
 class Accuracy(Record):
-    """Top-1 accuracy with its Wilson interval; `per_class` holds (correct, total) by class."""
+    """Top-1 accuracy with its Wilson interval; `per_class` holds (correct, total) by class.
 
-    correct: int
+    For tasks other than classification the `metric` is that task's score, 1 for perfect answers, over
+    `total` samples; `per_class` then has (intersection, union) in pixels, or nothing.
+    """
+
+    metric: str = "accuracy"
+    correct: int | None
     total: int
     value: float
     interval: Interval
     per_class: tuple[tuple[int, int], ...]
+
+    @property
+    def name(self) -> str:
+        """As people say it."""
+        return SCORES.get(self.metric, self.metric)
 
 
 class TrainingReport(Record):
@@ -349,7 +372,8 @@ class Parity(Record):
     dB, None for equal logits. `batch_one_error` is that of samples fed one at a time, as devices
     do; `max_error` and the other figures include them.
     `teacher_agreement` is the share of test samples with the teacher's own top-1 answer, of those that
-    it has an answer to; None where it has none.
+    it has an answer to; None where it has none. Agreements are None where there are no classes, and
+    shares of pixels where those have classes.
     """
 
     role: Role
@@ -364,7 +388,7 @@ class Parity(Record):
     batch_one_error: float | None = None
     snr: float | None = None
     cosine: float
-    agreement: float
+    agreement: float | None
     agreement_interval: Interval | None = None
     teacher_agreement: float | None
     tolerance: float
@@ -602,15 +626,15 @@ class DeviceParity(Record):
     """A file's outputs on the device against those of the same file here, on `samples` test inputs.
 
     `max_error` is max|Δlogit| / max|logit here|, `agreement` the share with the same top-1 answer;
-    `accuracy` is that on the device, `accuracy_here` that of the same samples here. `tolerance` is
-    the configuration's for the file.
+    `accuracy` is that on the device, `accuracy_here` that of the same samples here; these are None where
+    outputs are no logits of one class per sample. `tolerance` is the configuration's for the file.
     """
 
     samples: int
     max_error: float
-    agreement: float
-    accuracy: float
-    accuracy_here: float
+    agreement: float | None
+    accuracy: float | None
+    accuracy_here: float | None
     tolerance: float
 
     @property

@@ -26,10 +26,13 @@ def command(result: Path, run: Path | None) -> None:
     for name, figures in found.models.items():
         p = figures.device_parity
         same = "the same outputs" if p.passed else "OTHER OUTPUTS"
-        click.echo(
-            f"{name}: {same} (largest error {p.max_error:.1e}, top-1 agreement {p.agreement:.2%}), "
-            f"accuracy {p.accuracy:.2%} (here {p.accuracy_here:.2%})"
+        classes = (
+            ""
+            if p.agreement is None
+            else f", top-1 agreement {p.agreement:.2%}, accuracy {p.accuracy:.2%} "
+            f"(here {p.accuracy_here:.2%})"
         )
+        click.echo(f"{name}: {same} (largest error {p.max_error:.1e}{classes})")
     for name, reason in found.failed.items():
         click.echo(f"{name}: does not run there: {reason}")
     emulated = found.environment.get("emulated")

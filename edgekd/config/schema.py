@@ -80,8 +80,8 @@ class Data(Section):
 
     source: str = Field(
         "digits",
-        description="digits | idx:FOLDER | npz:FILE | folder:FOLDER | text:FILE | ts:FILE. Relative paths "
-        "start at the configuration file; $VARIABLES are expanded.",
+        description="digits | idx:FOLDER | npz:FILE | csv:FILE | folder:FOLDER | text:FILE | ts:FILE. "
+        "Relative paths start at the configuration file; $VARIABLES are expanded.",
     )
     seed: int = Field(
         0,
@@ -109,6 +109,17 @@ class Data(Section):
         "trained with another normalisation. Scale: 16 digits, 255 uint8 and images, 1 floats.",
     )
     std: list[Positive] | None = Field(None, min_length=1, description="With mean.")
+    task: Literal["classification", "regression", "quantile", "segmentation"] | None = Field(
+        None, description="What the labels are for; null: what the source says."
+    )
+    targets: list[str] | None = Field(
+        None,
+        min_length=1,
+        description="Of a csv file: the columns to be predicted; null: the last one.",
+    )
+    quantiles: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        [0.1, 0.5, 0.9], min_length=1, description="With task: quantile, in rising order."
+    )
     text: Text = Field(default_factory=Text)
     augment: Augment = Field(default_factory=Augment)
 
@@ -119,6 +130,13 @@ class Data(Section):
         if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
             raise ValueError("mean and std should have as many values as there are channels")
         return self
+
+    @field_validator("quantiles")
+    @classmethod
+    def _rising(cls, value: list[float]) -> list[float]:
+        if sorted(set(value)) != value:
+            raise ValueError(f"should rise, such as [0.1, 0.5, 0.9], not {value}")
+        return value
 
     @field_validator("image_size", mode="before")
     @classmethod
@@ -619,6 +637,7 @@ class Profile(Section):
 
 Metric = Literal[
     "accuracy", "accuracy_drop", "class_recall", "agreement",
+    "r2", "r2_drop", "r1", "r1_drop", "miou", "miou_drop",
     "latency_p50", "latency_p90", "latency_p95", "latency_p99",
     "speedup", "throughput", "memory", "memory_ratio", "size", "compression", "energy", "parity_error",
     "latency_vs_baseline", "accuracy_vs_baseline", "memory_vs_baseline", "size_vs_baseline",
@@ -632,6 +651,13 @@ DIMENSIONS: dict[str, Dimension] = {
     "accuracy_drop": "points",
     "class_recall": "share",
     "agreement": "share",
+    # Other tasks' scores: `tasks/`.
+    "r2": "share",
+    "r2_drop": "points",
+    "r1": "share",
+    "r1_drop": "points",
+    "miou": "share",
+    "miou_drop": "points",
     "latency_p50": "time",
     "latency_p90": "time",
     "latency_p95": "time",

@@ -12,7 +12,7 @@ from edgekd.config.schema import Data
 from edgekd.data.source import SOURCES, Samples, Source, content_hash
 from edgekd.data.tokenizer import located, tokenizer_file
 from edgekd.errors import UsageError
-from edgekd.results import InputSpec
+from edgekd.results import InputSpec, OutputScale
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,7 +25,9 @@ class Dataset:
     """Samples and their splits. `train`, `validation`, `test` are sorted, disjoint indices (int64).
 
     `inputs` holds raw values (n, …), `labels` (n,) int64 into `classes`; `input` says how raw
-    values become what a model eats. `ids` are the samples' names, where the source has some;
+    values become what a model eats. With another `task` (`tasks/task.py`) labels and classes are that
+    task's; `output` has mean and deviation of labels that are numbers, over the training split.
+    `ids` are the samples' names, where the source has some;
     `texts` what token ids were made of, `tokenizer` how (the text of a tokenizer.json).
     """
 
@@ -39,6 +41,15 @@ class Dataset:
     ids: tuple[str, ...] | None = None
     texts: tuple[str, ...] | None = None
     tokenizer: str | None = None
+    task: str = "classification"
+    output: OutputScale | None = None
+
+    @property
+    def strata(self) -> np.ndarray:
+        """(n,) int64: what a part of the samples should have the same shares of."""
+        from edgekd.tasks.task import of
+
+        return of(self.task).strata(self.labels)
 
     def tensor(self, indices: np.ndarray | Tensor) -> Tensor:
         """The samples, unaugmented, as normalised float32 (len(indices), *input.shape); ids as int64."""
@@ -86,11 +97,14 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
     Raises UsageError for anything in the data that cannot be used.
     """
     from edgekd.data.splits import split
+    from edgekd.tasks.task import CLASSIFICATION, of
 
     _, source, location = _open(config, base)
     samples = source.load(location, located(config, base))
     _check(samples, config)
-    splits = split(samples.labels, samples.classes, samples.test, config, seed)
+    strata = of(samples.task).strata(samples.labels)
+    names = samples.classes if samples.task == CLASSIFICATION else ("all",)
+    splits = split(strata, names, samples.test, config, seed)
     return Dataset(
         inputs=samples.inputs,
         labels=samples.labels,
@@ -102,6 +116,8 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
         ids=samples.ids,
         texts=samples.texts,
         tokenizer=samples.tokenizer,
+        task=samples.task,
+        output=_output_scale(samples, splits.train, config),
     )
 
 
@@ -163,10 +179,41 @@ def _expand(text: str) -> str:
     return re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, text)
 
 
+def _output_scale(samples: Samples, train: np.ndarray, config: Data) -> OutputScale | None:
+    """Raises UsageError for a number that is the same in all samples: there is nothing to learn."""
+    import numpy as np
+
+    if samples.labels.dtype.kind != "f":
+        return None
+    known = samples.labels[train].astype(np.float64)
+    mean, std = known.mean(axis=0), known.std(axis=0)
+    for name, deviation, middle in zip(samples.classes, std, mean, strict=True):
+        if deviation <= 1e-9 * max(1.0, abs(middle)):
+            raise UsageError(
+                f"{name} is {middle:g} in all training samples: there is nothing to learn",
+                where=f"data.source {config.source}",
+            )
+    return OutputScale(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
 def _check(samples: Samples, config: Data) -> None:
     import numpy as np
 
-    if len(samples.classes) < 2:
+    wanted = config.task
+    if wanted is not None and wanted != samples.task.partition(":")[0]:
+        raise UsageError(
+            f"its labels are for {samples.task.partition(':')[0]}, not for {wanted}",
+            where=f"data.source {config.source}",
+            fix=f"leave data.task out, or give labels for {wanted} (see docs/regression.md and "
+            "docs/segmentation.md)",
+        )
+    if samples.labels.dtype.kind == "f" and not np.isfinite(samples.labels).all():
+        raise UsageError(
+            f"sample {int(np.argmin(np.isfinite(samples.labels).all(axis=1)))} has a label that is no "
+            "finite number",
+            where=f"data.source {config.source}",
+        )
+    if len(samples.classes) < 2 and samples.labels.dtype.kind != "f":
         raise UsageError(
             f"has {len(samples.classes)} class; at least 2 are needed",
             where=f"data.source {config.source}",

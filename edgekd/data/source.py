@@ -29,6 +29,7 @@ class Samples:
     `scale` brings it to about [0, 1]. `labels` (n,) int64 index `classes`. `test` (n,) bool marks
     the source's own test split, or is None where it has none. `ids` name the samples where the source
     has names for them: paths below a folder, or the array `ids`; elsewhere their positions do.
+    `task` (see `tasks/task.py`) is what they are for: `labels` and `classes` are then that task's.
     Of texts, `inputs` (n, length) int32 are token ids as `tokens` says, `texts` what they were made
     of and `tokenizer` how, as the text of a tokenizer.json.
     """
@@ -42,6 +43,7 @@ class Samples:
     tokens: Tokens | None = None
     texts: tuple[str, ...] | None = None
     tokenizer: str | None = None
+    task: str = "classification"
 
 
 class Source(Protocol):

@@ -28,7 +28,7 @@ def transfer_set(
     leaves nothing, and for unlabelled samples of another form.
     """
     train = _of_classes(dataset, transfer)
-    train = take(dataset.labels, train, round(transfer.share * len(train)), seed, "transfer share")
+    train = take(dataset.strata, train, round(transfer.share * len(train)), seed, "transfer share")
     if len(train) < 2:
         raise UsageError(f"leaves {len(train)} samples to learn from", where="distill.transfer")
     labels = dataset.labels

@@ -38,6 +38,8 @@ class Views:
                 where="data.augment",
             )
         self.dataset, self.augment, self.seed = dataset, augment, seed
+        # Labels of pixels move with them.
+        self.moves = dataset.labels.ndim == 3 and bool(augment.crop or augment.flip)
         self.mixes = augment.mixup > 0 or augment.cutmix > 0
         self.tokens = dataset.input.tokens
         if self.tokens is not None and self.mixes:
@@ -77,9 +79,13 @@ class Views:
         return own.mul_(weight).addcmul_(self._single(partner, view), 1 - weight)
 
     def labels(self, indices: np.ndarray | Tensor, view: int) -> Tensor:
-        """The class (n,) int64 of each view; where two samples are mixed, of the larger share."""
+        """The labels (n, …) of each view; where two samples are mixed, of the larger share."""
         samples = torch.as_tensor(indices, device=self.device)
         own = self._labels[samples]
+        if own.ndim == 3:
+            own = own.long()
+        if self.moves:
+            return self._cropped(own[:, None], samples, view, outside=-1)[:, 0]
         if not self.mixes:
             return own
         partner, weight = self._mixture(samples, view)
@@ -108,8 +114,8 @@ class Views:
             values = values * self.dataset.input.scale
         return values.mul(self._gain).add_(self._offset)
 
-    def _cropped(self, raw: Tensor, samples: Tensor, view: int) -> Tensor:
-        """Shifted by up to `crop` pixels, black coming in, and mirrored."""
+    def _cropped(self, raw: Tensor, samples: Tensor, view: int, outside: int = 0) -> Tensor:
+        """Shifted by up to `crop` pixels, black (or `outside`) coming in, and mirrored."""
         n, channels, height, width = raw.shape
         crop = self.augment.crop
         shifts = 2 * crop + 1
@@ -118,7 +124,7 @@ class Views:
         if self.augment.flip:
             mirrored = (self._bits(samples, view, MIRRORED) & 1).bool()
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        padded = F.pad(raw, (crop, crop, crop, crop))
+        padded = F.pad(raw, (crop, crop, crop, crop), value=outside)
         return padded[
             self._range(n)[:, None, None, None],
             self._range(channels)[None, :, None, None],

@@ -59,10 +59,10 @@ def examine(
     ]
     complaints = [
         *(_about_teacher(teacher) if teacher else ()),
-        *_about_answers(known, labels),
+        *_about_answers(known, objective.hard.task.top1),
         *_about_mode(known, again),
         *_about_store(known, stored),
-        *_about_student(student, inputs, known, labels),
+        *(_about_student(student, inputs, known, labels) if labels.ndim == 1 else ()),
         *_about_rate(config),
         *(complaint for norms in phases for complaint in _about_gradients(norms, objective)),
     ]
@@ -115,6 +115,13 @@ def gradient_norms(
 
 
 def _about_teacher(teacher: Accuracy) -> Iterator[str]:
+    if teacher.metric != "accuracy":
+        if teacher.interval[0] <= 0.05:
+            yield (
+                f"the teacher's {teacher.metric} on the validation split is {teacher.value:.1%}, as of "
+                "one that says the same of every sample: check its weights, data.mean and data.std"
+            )
+        return
     chance = 1 / len(teacher.per_class)
     if teacher.interval[0] <= 1.5 * chance:
         yield (
@@ -123,10 +130,10 @@ def _about_teacher(teacher: Accuracy) -> Iterator[str]:
         )
 
 
-def _about_answers(known: Knowledge, labels: Tensor) -> Iterator[str]:
+def _about_answers(known: Knowledge, classes: bool) -> Iterator[str]:
     if not known.logits.isfinite().all():
         yield "the teacher gives logits that are not finite: check its weights and inputs"
-    elif float(known.logits.std(dim=1).max()) < 1e-6:
+    elif classes and float(known.logits.std(dim=1).max()) < 1e-6:
         yield "the teacher gives the same logits to every class: check its weights"
 
 

@@ -7,10 +7,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgekd.distill.method import Knowledge, Method
-from edgekd.distill.objective import Objective, cross_entropy
+from edgekd.distill.objective import Objective
 from edgekd.distill.regressors import as_map
 from edgekd.distill.taps import Tapped, stages
 from edgekd.errors import UsageError
+from edgekd.tasks.kinds.classification import cross_entropy
 
 
 class Exit(nn.Module):

@@ -284,7 +284,7 @@ class StoredKnowledge:
         self.ask, self.rows, self.resident = ask, rows, resident
         self.stores: dict[str, KnowledgeStore] = {}
         self._on_device: dict[tuple[str, int], Tensor] = {}
-        codecs = {LOGITS: logits_codec(example.logits.shape[1], config)}
+        codecs = {LOGITS: logits_codec(tuple(example.logits.shape[1:]), config)}
         for tap, value in example.features.items():
             codecs[tap] = Dense(tuple(value.shape[1:]), config.precision)
         self.size = sum(2 * (codec.words + 2) for codec in codecs.values()) * samples * views
@@ -346,12 +346,14 @@ def _whole(found: dict[str, Tensor | None]) -> Knowledge | None:
     return Knowledge(values.pop(LOGITS), values)
 
 
-def logits_codec(classes: int, config: KnowledgeStorage) -> Codec:
-    """Dense, or the largest ones where there are many classes."""
-    k = config.top_k
+def logits_codec(shape: tuple[int, ...], config: KnowledgeStorage) -> Codec:
+    """Dense, or the largest ones where there are many classes; logits of pixels are always dense."""
+    k, classes = config.top_k, shape[0]
     if k == "auto":
         k = LARGEST if classes > MANY_CLASSES else None
-    return Dense((classes,), config.precision) if k is None or k >= classes else TopK(classes, k)
+    if k is None or k >= classes or len(shape) > 1:
+        return Dense(shape, config.precision)
+    return TopK(classes, k)
 
 
 def codec_from(about: dict[str, Any]) -> Codec:

@@ -33,6 +33,9 @@ Kind = Literal["logits", "probabilities", "labels", "features", "attentions"]
 class Knowledge:
     """What a model says about one batch of n samples. Only what a method `needs` is filled in.
 
+    Of other tasks than classification `logits` are its outputs (n, …), and `population` those labels of
+    the training split that are numbers (samples, outputs).
+
     `logits`: (n, classes), unnormalised. `features`: tap name → tensor with n rows. With the teacher's
     go the `indices` (n,) of the samples, the classes of all there are, `population` (samples,), and of
     texts which of their places are tokens and not padding, `mask` (n, tokens) bool.
@@ -58,6 +61,10 @@ class Method(BaseModel):
     needs: ClassVar[frozenset[Kind]]
     # Whether it looks at the labels, so that it has nothing to say of samples without one.
     labelled: ClassVar[bool] = False
+    # Whether it holds where outputs are numbers, not logits.
+    numbers: ClassVar[bool] = False
+    # Whether it holds where outputs are maps, logits (n, classes, height, width).
+    dense: ClassVar[bool] = False
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     warmup: int = Field(0, ge=0, description="Epochs over which the weight rises linearly.")
     alone: int = Field(0, ge=0, description=ALONE)

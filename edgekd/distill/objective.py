@@ -4,26 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgekd.distill.method import FeatureMethod, Knowledge, Loss, Method
 from edgekd.distill.regressors import TwoStage
 from edgekd.distill.taps import PENULTIMATE, Tapped, blocks, pair_stages, stages
 from edgekd.errors import UsageError
+from edgekd.tasks.task import CLASSIFICATION, Task, of
+
+if TYPE_CHECKING:
+    from edgekd.data.resolve import Dataset
 
 
 class Objective:
-    """`alpha` weights the hard-label cross-entropy, each method carries its own weight.
+    """`alpha` weights the `hard` loss to the labels, cross-entropy where none is given; each method
+    carries its own weight.
 
     Methods that look inside the models need `prepare` first. `trained` holds what the losses have
     to learn themselves (regressors): it is optimised and checkpointed with the student.
     """
 
-    def __init__(self, alpha: float = 1.0, methods: tuple[Method, ...] = ()) -> None:
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        methods: tuple[Method, ...] = (),
+        hard: HardLoss | None = None,
+    ) -> None:
         self.alpha, self.methods = alpha, methods
+        self.hard = hard or HardLoss(of(CLASSIFICATION))
         self.losses: dict[str, Loss] = {method.name: method for method in methods}
         self.trained = nn.ModuleDict()
 
@@ -95,7 +106,7 @@ class Objective:
         terms: dict[str, Tensor] = {}
         if self.alpha and not initial:
             hard = labels if targets is None else targets
-            terms["cross_entropy"] = self.alpha * cross_entropy(student.logits, hard)
+            terms[self.hard.name] = self.alpha * self.hard(student.logits, hard)
         for method in methods:
             assert teacher is not None
             warm = min(1.0, (epoch + 1) / max(1, method.warmup))
@@ -107,12 +118,23 @@ class Objective:
         return terms
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over those that have a label, of labels (n,), −1 for none, or shares (n, classes)."""
-    if labels.is_floating_point():
-        return F.cross_entropy(logits, labels)
-    total = F.cross_entropy(logits, labels, ignore_index=-1, reduction="sum")
-    return total / (labels >= 0).sum().clamp_min(1)
+class HardLoss:
+    """The loss to the labels: a task's, with the deviations (outputs,) of labels that are numbers."""
+
+    def __init__(self, task: Task, scale: Tensor | None = None) -> None:
+        self.task, self.scale, self.name = task, scale, task.term
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Scalar; `labels` as the task has them."""
+        if self.scale is not None:
+            self.scale = self.scale.to(outputs.device)
+        return self.task.loss(outputs, labels, self.scale)
+
+
+def hard_loss(dataset: Dataset) -> HardLoss:
+    """What is learned from the labels of this data."""
+    scale = None if dataset.output is None else torch.tensor(dataset.output.std)
+    return HardLoss(of(dataset.task), scale)
 
 
 def _tapped(method: Method, student: nn.Module, teacher: nn.Module, inputs: Tensor) -> Method:

@@ -19,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgekd.artifacts import atomic_path
 from edgekd.config.schema import Training
@@ -28,13 +27,14 @@ from edgekd.data.views import Views
 from edgekd.distill import parallel
 from edgekd.distill.compute import Run, autocast, choose, compiled, laid_out, place
 from edgekd.distill.method import Knowledge
-from edgekd.distill.objective import Objective
+from edgekd.distill.objective import Objective, hard_loss
 from edgekd.distill.taps import Tapped
 from edgekd.errors import Interrupted, StageError
 from edgekd.models.weights import not_finite
 from edgekd.progress import Progress
 from edgekd.results import Computing, Epoch, History
 from edgekd.signals import forget_alternate_stack
+from edgekd.tasks.task import of
 
 # (inputs, sample indices, view number) -> the teacher's knowledge of that batch
 TeacherKnowledge = Callable[[Tensor, Tensor, int], Knowledge]
@@ -81,6 +81,7 @@ def train(
     steps = _steps_per_epoch(len(dataset.train), config.batch_size)
     total = config.epochs * steps
     last = config.epochs if until is None else min(until, config.epochs)
+    label = of(dataset.task).label
     with _threads(config.threads), _stop_signals() as stop:
         found = parallel.told(_read(checkpoint) if parallel.rank() == 0 else None)
         computing = _computing(found, model, dataset, views, config, seed, total, progress)
@@ -156,7 +157,7 @@ def train(
                 losses.read()
                 _end_epoch(state, model, dataset, config, steps)
                 task.advance(
-                    0, **{"val. accuracy": f"{state.epochs[-1]['validation_accuracy']:.2%}"}
+                    0, **{f"val. {label}": f"{state.epochs[-1]['validation_accuracy']:.2%}"}
                 )
         if until is not None:
             _save(checkpoint, everything, optimizer, state, computing)
@@ -239,15 +240,9 @@ def learning_rate(config: Training, step: int, total: int) -> float:
             return config.learning_rate
 
 
-def standard_error(share: float, total: int) -> float:
-    """Of a share of `total`; above zero for a share of 1 too (Agresti and Coull 1998: plus 4)."""
-    adjusted = (share * total + 2) / (total + 4)
-    return math.sqrt(adjusted * (1 - adjusted) / (total + 4))
-
-
 @torch.inference_mode()
 def predict(model: nn.Module, dataset: Dataset, indices: np.ndarray, batch: int = 256) -> Tensor:
-    """Logits (n, classes) of the unaugmented samples, in evaluation mode, float32 on the CPU."""
+    """Outputs (n, …) of the unaugmented samples, in evaluation mode, float32 on the CPU."""
     was_training = model.training
     model.eval()
     weights = next(model.parameters(), None)
@@ -338,8 +333,9 @@ def _end_epoch(
         )
     logits = predict(model, dataset, dataset.validation)
     labels = torch.from_numpy(dataset.labels[dataset.validation])
-    accuracy = (logits.argmax(1) == labels).double().mean().item()
-    loss = F.cross_entropy(logits, labels).item()
+    task = of(dataset.task)
+    accuracy = task.value(logits.numpy(), labels.numpy())
+    loss = hard_loss(dataset)(logits, labels).item()
     if not math.isfinite(loss):
         raise StageError(
             f"the validation loss became {loss}",
@@ -359,7 +355,7 @@ def _end_epoch(
         }
     )
     best = max(epoch["validation_accuracy"] for epoch in state.epochs)
-    if config.select == "last" or accuracy >= best - standard_error(best, len(labels)):
+    if config.select == "last" or accuracy >= best - task.standard_error(best, len(labels)):
         state.best_epoch = state.epoch
         state.best_weights = {k: v.detach().clone() for k, v in model.state_dict().items()}
     state.epoch, state.step, state.sums = state.epoch + 1, 0, {}

@@ -24,7 +24,7 @@ from edgekd.distill.doctor import examine, gradient_line
 from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
 from edgekd.distill.method import FeatureMethod, Knowledge
 from edgekd.distill.methods.kd import KD
-from edgekd.distill.objective import Objective
+from edgekd.distill.objective import Objective, hard_loss
 from edgekd.distill.taps import Tapped
 from edgekd.distill.trainer import TeacherKnowledge, train
 from edgekd.errors import UsageError
@@ -42,6 +42,7 @@ from edgekd.results import (
     SchemeReport,
     TrainingReport,
 )
+from edgekd.tasks.task import of
 from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.teacher import Teacher
 from edgekd.teachers.teacher import load as load_teacher
@@ -73,7 +74,7 @@ class Workshop:
         if transfer == Transfer():
             return self.everything
         found = transfer_set(self.everything, transfer, data, data.seed, self.context.base)
-        told = int((found.labels[found.train] >= 0).sum())
+        told = int((found.strata[found.train] >= 0).sum())
         self.say(f"transfer set: {len(found.train)} samples, {told} with labels")
         return found
 
@@ -153,7 +154,11 @@ class Workshop:
             self.tell(name, network, folder)
             return module
         if objective is None:
-            objective = self.objective if teacher is not None else Objective()
+            objective = (
+                self.objective
+                if teacher is not None
+                else Objective(hard=hard_loss(dataset or self.dataset))
+            )
         history = self.train(
             name, module, objective, folder,
             teacher=teacher, training=training, dataset=dataset, seed=seed,
@@ -165,7 +170,7 @@ class Workshop:
     @property
     def objective(self) -> Objective:
         """The configured one, new: its own layers are not trained yet."""
-        return Objective(self.config.alpha, self.config.methods.entries)
+        return Objective(self.config.alpha, self.config.methods.entries, hard_loss(self.dataset))
 
     def train(
         self,
@@ -311,7 +316,7 @@ class Workshop:
 
     @staticmethod
     def accuracy(known: Known, dataset: Dataset, indices: np.ndarray) -> Accuracy | None:
-        """Top-1 accuracy of a teacher of any kind on unaugmented samples it has answers to."""
+        """The score of a teacher of any kind on unaugmented samples it has answers to."""
         answers = known.teacher.answers(dataset, indices)
         return role.accuracy_of(answers, dataset, indices)
 
@@ -340,7 +345,7 @@ class Workshop:
         dataset = views.dataset
         answered = known.teacher.known(dataset.train)
         # Those with a label first: a batch of others shows nothing of the hard-label term.
-        answered = answered[np.argsort(dataset.labels[answered] < 0, kind="stable")]
+        answered = answered[np.argsort(dataset.strata[answered] < 0, kind="stable")]
         rows = np.resize(answered, self.config.batch_size)
         batch = torch.from_numpy(rows)
         # Not through the store: it must hold what training batches give, and nothing else.
@@ -383,7 +388,7 @@ class Workshop:
             **about,
         )
         self.made.append(model)
-        self.say(f"{name} accuracy: {_percent(model.test)} on the test split (PyTorch)")
+        self._tell_score(name, model.test)
 
     def tell(self, name: str, network: Model, folder: str) -> None:
         """A network that was kept in `folder`, with its accuracy."""
@@ -399,7 +404,11 @@ class Workshop:
                 test=report.test,
             )
         )
-        self.say(f"{name} accuracy: {_percent(report.test)} on the test split (PyTorch)")
+        self._tell_score(name, report.test)
+
+    def _tell_score(self, name: str, test: Accuracy | None) -> None:
+        shown = "unknown" if test is None else f"{test.value:.2%}"
+        self.say(f"{name} {of(self.dataset.task).label}: {shown} on the test split (PyTorch)")
 
     def report(self) -> None:
         """`scheme.json`: what was trained on the way."""
@@ -450,12 +459,13 @@ def _numbered(ask: TeacherKnowledge, spec: InputSpec) -> TeacherKnowledge:
 
 
 def population(dataset: Dataset) -> Tensor:
-    """The classes (samples,) of the training split; −1 for all other samples."""
+    """The classes (samples,) of the training split; −1 for all other samples.
+
+    Labels that are numbers: those of the training split alone, (n, outputs).
+    """
+    if dataset.output is not None:
+        return torch.from_numpy(dataset.labels[dataset.train])
     classes = torch.full((len(dataset.labels),), -1)
     train = torch.from_numpy(dataset.train)
-    classes[train] = torch.from_numpy(dataset.labels)[train]
+    classes[train] = torch.from_numpy(dataset.strata)[train]
     return classes
-
-
-def _percent(accuracy: Accuracy | None) -> str:
-    return "unknown" if accuracy is None else f"{accuracy.value:.2%}"

@@ -23,7 +23,7 @@ from edgekd.profile.targets import Target
 from edgekd.profile.transport import by_hand
 from edgekd.progress import Progress
 from edgekd.results import Interval, Measurement, Variant
-from edgekd.statistics import paired_difference
+from edgekd.tasks.task import of as of_task
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,11 @@ def _decided(budgets: list[Budget], metric: str) -> Callable[[Interval], bool]:
 
 
 def _accuracies(candidate: Run, baseline: Baseline) -> Iterator[Figure]:
-    """Points lost on the same test samples, with the interval of the paired difference."""
+    """Points lost on the same test samples, with the interval of the paired difference.
+
+    Of accuracy, or of what another task has instead.
+    """
+    task = of_task(candidate.card("student").task)
     with np.load(candidate.path / "verify/logits.npz", allow_pickle=False) as now:
         labels, indices = now["labels"], now["indices"]
         for file in candidate.verify.files:
@@ -190,15 +194,14 @@ def _accuracies(candidate: Run, baseline: Baseline) -> Iterator[Figure]:
             then = baseline.logits(file, indices, labels)
             if then is None:
                 continue
-            right = now[f"{file.runtime}/{logits_name(file)}"].argmax(1) == labels
-            before = then.argmax(1) == labels
-            lost, gained = int((before & ~right).sum()), int((right & ~before).sum())
+            lost, interval = task.lost(then, now[f"{file.runtime}/{logits_name(file)}"], labels)
             yield Figure(
                 "accuracy_vs_baseline",
-                (lost - gained) / len(labels),
-                paired_difference(lost, gained, len(labels)),
+                lost,
+                interval,
                 file.runtime,
                 variant=file.variant,
+                note="" if task.metric == "accuracy" else task.label,
             )
 
 

@@ -11,7 +11,10 @@ from edgekd.gate.figures import Figure
 from edgekd.results import QUANTIZED, Check, GateReport, Variant, Verdict
 
 # Counts over a fixed test split: see `_verdict`.
-_COUNTED = ("accuracy", "accuracy_drop", "agreement", "class_recall")
+_COUNTED = (
+    "accuracy", "accuracy_drop", "agreement", "class_recall",
+    "r2", "r2_drop", "r1", "r1_drop", "miou", "miou_drop",
+)  # fmt: skip
 # More than two processes of the same file differ by.
 _BETWEEN_PROCESSES = 1.5
 

@@ -16,6 +16,7 @@ from edgekd.gate.figures import logits_name
 from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.standing import standing
 from edgekd.results import Measurement, Parity
+from edgekd.tasks.task import of as of_task
 
 if TYPE_CHECKING:
     from edgekd.data.resolve import Dataset
@@ -122,7 +123,7 @@ class RunBaseline:
                 where=self.where,
                 fix="use the same data, data.seed, data.test and data.limit in both",
             )
-        if answers.ndim != 2 or len(answers) != len(labels):
+        if answers.ndim not in (2, 4) or len(answers) != len(labels):
             raise UsageError(
                 f"has logits of shape {answers.shape} for {len(labels)} samples", where=self._logits
             )
@@ -168,10 +169,12 @@ class FileBaseline:
         if file.format != self.format:
             return None
         answers = self._answers(file.runtime)
-        if answers.shape != (len(indices), len(self._dataset.classes)):
+        dataset = self._dataset
+        shape = of_task(dataset.task).shape(len(dataset.classes), dataset.input.shape)
+        if answers.shape != (len(indices), *shape):
             raise UsageError(
                 f"gives outputs of shape {answers.shape}; should give logits of shape "
-                f"({len(indices)}, {len(self._dataset.classes)}) for the test split",
+                f"{(len(indices), *shape)} for the test split",
                 where=self.where,
             )
         return answers

@@ -12,13 +12,16 @@ from edgekd.results import (
     Accuracy,
     Interval,
     Measurement,
+    ModelCard,
     Parity,
     ProfileReport,
     Provenance,
     Variant,
     VerifyReport,
 )
-from edgekd.statistics import clopper_pearson, paired_difference, wilson
+from edgekd.statistics import clopper_pearson, wilson
+from edgekd.tasks.task import CLASSIFICATION, Task
+from edgekd.tasks.task import of as of_task
 
 
 @dataclass(frozen=True)
@@ -50,29 +53,31 @@ def figures(
     verify: VerifyReport,
     profile: ProfileReport,
     logits: np.lib.npyio.NpzFile,
-    classes: tuple[str, ...],
+    student: ModelCard,
 ) -> Iterator[Figure]:
     """Every figure of the student that a budget can speak of.
 
     `logits` is the verify stage's `logits.npz`: the teacher and the student answered the same
     samples, so that the interval of the accuracy drop is that of a paired difference.
     """
-    labels = logits["labels"]
+    labels, task = logits["labels"], of_task(student.task)
     for file in verify.files:
         if file.role != "student":
             continue
         accuracy = file.accuracy
         of = partial(Figure, runtime=file.runtime, variant=file.variant)
-        yield of("accuracy", accuracy.value, accuracy.interval)
+        yield of(task.metric, accuracy.value, accuracy.interval)
         yield of("parity_error", file.max_error, None)
         yield from _against_teacher(
             logits[f"{file.runtime}/teacher"],
             logits[f"{file.runtime}/{logits_name(file)}"],
             labels,
+            task,
             of,
             file,
         )
-        yield from _recalls(accuracy, classes, of)
+        if student.task == CLASSIFICATION:
+            yield from _recalls(accuracy, student.classes, of)
     yield from measured(profile)
 
 
@@ -80,24 +85,25 @@ def _against_teacher(
     teacher: np.ndarray,
     student: np.ndarray,
     labels: np.ndarray,
+    task: Task,
     of: partial[Figure],
     file: Parity,
 ) -> Iterator[Figure]:
-    """Drop and agreement on the samples that the teacher answers, from both logits (n, classes)."""
-    known = np.isfinite(teacher).all(axis=1)
+    """Drop and agreement on the samples that the teacher answers, from both outputs (n, …)."""
+    known = np.isfinite(teacher).reshape(len(teacher), -1).all(axis=1)
     total = int(known.sum())
-    if not total or file.teacher_agreement is None:
+    if not total:
         note = "the teacher has no answers to the test split"
-        yield of("accuracy_drop", None, None, note=note)
-        yield of("agreement", None, None, note=note)
+        yield of(f"{task.metric}_drop", None, None, note=note)
+        if task.top1:
+            yield of("agreement", None, None, note=note)
         return
     note = "" if total == len(labels) else f"on the {total} samples that the teacher answers"
-    right, kept = (x[known].argmax(1) == labels[known] for x in (teacher, student))
-    drop = float(right.mean() - kept.mean())
-    between = paired_difference(int((right & ~kept).sum()), int((kept & ~right).sum()), total)
-    yield of("accuracy_drop", drop, between, note=note)
-    agreeing = wilson(round(file.teacher_agreement * total), total)
-    yield of("agreement", file.teacher_agreement, agreeing, note=note)
+    drop, between = task.lost(teacher[known], student[known], labels[known])
+    yield of(f"{task.metric}_drop", drop, between, note=note)
+    if file.teacher_agreement is not None:
+        agreeing = wilson(round(file.teacher_agreement * total), total)
+        yield of("agreement", file.teacher_agreement, agreeing, note=note)
 
 
 def measured(profile: ProfileReport) -> Iterator[Figure]:

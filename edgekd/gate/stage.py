@@ -40,7 +40,7 @@ def baseline_path(gate: Gate, base: Path) -> Path:
 def _figures(context: Context) -> Iterator[Figure]:
     run, gate = context.run, context.config.gate
     with np.load(run.path / "verify/logits.npz", allow_pickle=False) as logits:
-        yield from figures(run.verify, run.profile, logits, run.card("student").classes)
+        yield from figures(run.verify, run.profile, logits, run.card("student"))
         if gate.metrics is not None:
             from edgekd.gate import user_metrics
 

@@ -23,6 +23,9 @@ Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 _HIGHER_IS_BETTER = frozenset(
     {
         "accuracy",
+        "r2",
+        "r1",
+        "miou",
         "class_recall",
         "agreement",
         "throughput",

@@ -114,10 +114,10 @@ def check(
     *,
     role: str,
     input_shape: tuple[int, ...],
-    classes: int,
+    outputs: tuple[int, ...],
     tokens: Tokens | None = None,
 ) -> None:
-    """Run two samples of zeros through it. Raises UsageError unless it gives (2, classes) logits.
+    """Run two samples of zeros through it. Raises UsageError unless it gives (2, *outputs) logits.
 
     Where inputs are `tokens`, one is of the largest id: a network of fewer is told by name.
     """
@@ -142,16 +142,26 @@ def check(
         module.train(was_training)
     if not isinstance(logits, torch.Tensor):
         raise UsageError(
-            f"gives a {type(logits).__name__}; should give one tensor of logits (n, {classes})",
+            f"gives a {type(logits).__name__}; should give one tensor of logits {_named(outputs)}",
             where=role,
         )
-    if logits.shape != (2, classes):
+    if logits.shape != (2, *outputs):
         raise UsageError(
-            f"the {role} gives logits of shape {('n', *logits.shape[1:])}, "
-            f"but the data has {classes} classes",
+            f"the {role} gives logits of shape {_named(logits.shape[1:])}, "
+            + (
+                f"but the data has {outputs[0]} classes"
+                if len(outputs) == 1
+                else f"but this data needs {_named(outputs)}: a class for every pixel"
+            ),
             where=role,
-            fix=f"give it {classes} outputs (args), so that teacher, student and data agree",
+            fix=f"give it {outputs[0]} outputs (args), so that teacher, student and data agree"
+            if len(outputs) == logits.ndim - 1
+            else "choose a network for this task",
         )
+
+
+def _named(shape: tuple[int, ...]) -> str:
+    return f"(n, {', '.join(map(str, shape))})"
 
 
 def _check_vocabulary(module: nn.Module, role: str, tokens: Tokens) -> None:

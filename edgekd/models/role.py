@@ -11,17 +11,21 @@ from torch import nn
 from edgekd.config.schema import Model
 from edgekd.distill.trainer import predict
 from edgekd.models import huggingface, resolve
+from edgekd.models.head import scale_of, scale_outputs
 from edgekd.models.weights import load_weights, save_weights
 from edgekd.results import Accuracy, History, ModelCard, Role, TrainingReport
-from edgekd.statistics import wilson
+from edgekd.tasks.task import of
 
 if TYPE_CHECKING:
     from edgekd.data.resolve import Dataset
     from edgekd.pipeline.run import Run
 
 
-def build(model: Model, role: Role, dataset: Dataset, *, seed: int, base: Path) -> nn.Module:
-    """The untrained network, checked: it takes this data and gives one logit per class.
+def build(
+    model: Model, role: Role, dataset: Dataset, *, seed: int, base: Path, scaled: bool = True
+) -> nn.Module:
+    """The untrained network, checked: it takes this data and gives one logit per class, or what its task
+    wants. Where labels are numbers its head is made to give them in their units, unless not `scaled`.
 
     Raises UsageError, as for a network with another number of classes than the data.
     """
@@ -36,7 +40,10 @@ def build(model: Model, role: Role, dataset: Dataset, *, seed: int, base: Path) 
         tokens=tokens,
         where=f"{role}.model",
     )
-    resolve.check(module, role=role, input_shape=shape, classes=classes, tokens=tokens)
+    outputs = of(dataset.task).shape(classes, shape)
+    resolve.check(module, role=role, input_shape=shape, outputs=outputs, tokens=tokens)
+    if scaled and dataset.output is not None:
+        scale_outputs(module, dataset.output)
     return module
 
 
@@ -60,6 +67,8 @@ def load_network(folder: Path, base: Path) -> nn.Module:
         start=False,
         tokens=card.input.tokens,
     )
+    if card.output is not None:
+        scale_outputs(module, card.output)
     load_weights(module, folder / "model.safetensors")
     return module.eval()
 
@@ -104,39 +113,26 @@ def save_network(
         input=dataset.input,
         parameters=sum(p.numel() for p in module.parameters()),
         seed=seed,
+        task=dataset.task,
+        output=scale_of(module),
     ).write(folder / "model.json")
     if history is not None:
         history.write(folder / "history.json")
 
 
 def evaluate(module: nn.Module, dataset: Dataset, indices: np.ndarray) -> Accuracy:
-    """Top-1 accuracy of the PyTorch model on the given samples."""
-    answers = predict(module, dataset, indices).argmax(1).numpy()
-    return accuracy(answers, dataset.labels[indices], len(dataset.classes))
+    """How well the PyTorch model answers the given samples."""
+    outputs = predict(module, dataset, indices).numpy()
+    return of(dataset.task).score(outputs, dataset.labels[indices], len(dataset.classes))
 
 
-def accuracy_of(logits: np.ndarray, dataset: Dataset, indices: np.ndarray) -> Accuracy | None:
-    """Top-1 accuracy of logits (n, classes) for these samples; rows of NaN are left out.
+def accuracy_of(outputs: np.ndarray, dataset: Dataset, indices: np.ndarray) -> Accuracy | None:
+    """How well outputs (n, …) answer these samples; those that have NaN are left out.
 
     None where no sample is left.
     """
-    known = np.isfinite(logits).all(axis=1)
+    known = np.isfinite(outputs).reshape(len(outputs), -1).all(axis=1)
     if not known.any():
         return None
     labels = dataset.labels[indices[known]]
-    return accuracy(logits[known].argmax(1), labels, len(dataset.classes))
-
-
-def accuracy(answers: np.ndarray, labels: np.ndarray, classes: int) -> Accuracy:
-    """Top-1 accuracy with a 95 % Wilson interval; `answers` and `labels` are (n,) class numbers."""
-    right = answers == labels
-    correct, total = int(right.sum()), len(labels)
-    return Accuracy(
-        correct=correct,
-        total=total,
-        value=correct / total,
-        interval=wilson(correct, total),
-        per_class=tuple(
-            (int(right[labels == c].sum()), int((labels == c).sum())) for c in range(classes)
-        ),
-    )
+    return of(dataset.task).score(outputs[known], labels, len(dataset.classes))

@@ -67,9 +67,9 @@ class Parity(DeviceParity):
 
     samples: Annotated[int, Field(ge=1)]
     max_error: Annotated[float, Field(ge=0)]
-    agreement: Share
-    accuracy: Share
-    accuracy_here: Share
+    agreement: Share | None
+    accuracy: Share | None
+    accuracy_here: Share | None
     tolerance: Annotated[float, Field(ge=0)]
 
 

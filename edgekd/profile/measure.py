@@ -355,10 +355,12 @@ def _doubts(m: Measurement) -> list[str]:
         doubts.append(f"{name}: the latency was not steady")
     if m.device_parity and not m.device_parity.passed:
         error, tolerance = m.device_parity.max_error, m.device_parity.tolerance
+        there, here = m.device_parity.accuracy, m.device_parity.accuracy_here
+        known = there is not None and here is not None
         doubts.append(
             f"{name}: its outputs there differ from those here by {error:.1e} of the largest one "
-            f"(tolerance {tolerance:g}): accuracy {m.device_parity.accuracy:.2%}, here "
-            f"{m.device_parity.accuracy_here:.2%}"
+            f"(tolerance {tolerance:g})"
+            + (f": accuracy {there:.2%}, here {here:.2%}" if known else "")
         )
     return doubts
 

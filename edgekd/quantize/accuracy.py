@@ -23,19 +23,18 @@ class TradeOffs:
         format: str,
         quantized: Quantized,
         inputs: np.ndarray,
-        labels: np.ndarray,
+        score: Callable[[np.ndarray], float],
         task: Task,
     ) -> None:
-        """`inputs` (n, …) and `labels` (n,) are the validation split."""
+        """`inputs` (n, …) are the validation split, `score` of outputs for them 1 where they are right."""
         self._format, self._quantized = format, quantized
-        self._inputs, self._labels, self._task = inputs, labels, task
+        self._inputs, self._score, self._task = inputs, score, task
         self.order: tuple[str, ...] = quantized.layers
         self.known: dict[int, TradeOff] = {}
 
     def accuracy(self, path: Path) -> float:
-        """Top-1 of a file on the validation split."""
-        answers = logits(self._format, path, self._inputs).argmax(axis=1)
-        return float((answers == self._labels).mean())
+        """Of a file on the validation split."""
+        return self._score(logits(self._format, path, self._inputs))
 
     def at(self, reverted: int) -> TradeOff:
         """With so many layers in float32, the most sensitive first; evaluated once."""

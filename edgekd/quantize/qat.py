@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from edgekd.artifacts import write_bytes
 from edgekd.distill.method import FeatureMethod
-from edgekd.distill.objective import Objective
-from edgekd.distill.trainer import predict, standard_error
+from edgekd.distill.objective import Objective, hard_loss
+from edgekd.distill.trainer import predict
 from edgekd.distill.workshop import CHECKPOINT, Workshop
 from edgekd.errors import StageError, UsageError
 from edgekd.export.exporter import EXPORTERS, Source
@@ -26,6 +26,7 @@ from edgekd.quantize.backend import quiet, save
 from edgekd.quantize.fake_quantize import fake_quantized, frozen
 from edgekd.quantize.recipes import Recipe
 from edgekd.results import Arithmetic, ExportedFile, QatParity, QatReport
+from edgekd.tasks.task import of
 from edgekd.verify.parity import compare
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def train_quantized(
     (context.folder / CHECKPOINT).unlink(missing_ok=True)
     after = _accuracy(model, context)
     # As epochs are selected: by more than chance.
-    kept = after >= before - standard_error(before, len(dataset.validation))
+    kept = after >= before - of(dataset.task).standard_error(before, len(dataset.validation))
     if not kept:
         context.progress.say(
             f"  warning: training in INT8 took accuracy on the validation split from {before:.2%} to "
@@ -125,14 +126,14 @@ def _objective(context: Context) -> Objective:
     left_out = [m.name for m in distill.methods.entries if m.name not in {k.name for k in methods}]
     if left_out:
         context.progress.say(f"  without {', '.join(left_out)}: it would have to begin anew")
-    return Objective(distill.alpha or float(not methods), methods)
+    hard = hard_loss(context.dataset)
+    return Objective(distill.alpha or float(not methods), methods, hard)
 
 
 def _accuracy(model: nn.Module, context: Context) -> float:
     dataset = context.dataset
-    labels = torch.from_numpy(dataset.labels[dataset.validation])
-    right = predict(model, dataset, dataset.validation).argmax(1) == labels
-    return float(right.double().mean())
+    found = predict(model, dataset, dataset.validation).numpy()
+    return of(dataset.task).value(found, dataset.labels[dataset.validation])
 
 
 def deploy(

@@ -28,7 +28,7 @@ def calibration_samples(
         case "random":
             chosen = random.choice(dataset.train, count, replace=False)
         case "stratified":
-            chosen = take(dataset.labels, dataset.train, count, recipe.seed, "calibration")
+            chosen = take(dataset.strata, dataset.train, count, recipe.seed, "calibration")
         case "entropy":
             pool = teacher.known(_pool(dataset, random, count))
             answers = torch.from_numpy(teacher.answers(dataset, pool))

@@ -36,6 +36,7 @@ from edgekd.results import (
     SpeedAware,
     Variant,
 )
+from edgekd.tasks.task import of
 from edgekd.teachers.teacher import Teacher, load
 
 # Sensitivities are measured on so many of the calibration samples.
@@ -259,7 +260,10 @@ class _Work:
         inputs = dataset.tensor(dataset.validation).numpy()
         original = context.run.path / exported.path
         with context.progress.task(f"accuracy, {format}", settings.max_evaluations) as task:
-            offs = TradeOffs(format, quantized, inputs, dataset.labels[dataset.validation], task)
+            labels, of_data = dataset.labels[dataset.validation], of(dataset.task)
+            offs = TradeOffs(
+                format, quantized, inputs, lambda found: of_data.value(found, labels), task
+            )
             before = offs.accuracy(original)
             reverted, ranked = fewest_reverted(
                 offs,

@@ -13,6 +13,12 @@ _NAMES = {
     "latency_p95": "latency p95",
     "latency_p99": "latency p99",
     "accuracy_drop": "accuracy drop",
+    "r2": "R²",
+    "r2_drop": "R² drop",
+    "r1": "R¹",
+    "r1_drop": "R¹ drop",
+    "miou": "mean IoU",
+    "miou_drop": "mean IoU drop",
     "class_recall": "recall of every class",
     "latency_vs_baseline": "latency against the baseline",
     "accuracy_vs_baseline": "accuracy drop against the baseline",
@@ -83,13 +89,14 @@ def parity_sentence(report: VerifyReport) -> str:
     if not report.files:
         return "parity: no file was compared"
     worst = max(report.files, key=lambda p: p.max_error / p.tolerance)
-    agreement = min(p.agreement for p in report.files)
+    agreements = [p.agreement for p in report.files if p.agreement is not None]
+    same = f", top-1 agreement at least {min(agreements) * 100:.4g} %" if agreements else ""
     failed = sum(not p.passed for p in report.files)
     verdict = f"{failed} of {len(report.files)} files FAIL" if failed else "pass"
     count = "1 file" if len(report.files) == 1 else f"{len(report.files)} files"
     return (
         f"parity: {verdict}; {count}, largest error {worst.max_error:.1e} of the largest logit "
-        f"(limit {worst.tolerance:.0e}), top-1 agreement at least {agreement * 100:.4g} %"
+        f"(limit {worst.tolerance:.0e}){same}"
     )
 
 

@@ -17,6 +17,7 @@ from edgekd.report.contents import ROLES, Contents, arrays
 from edgekd.report.plots import Plot
 from edgekd.results import Accuracy, Interval, Parity, Role, Variant
 from edgekd.statistics import paired_difference
+from edgekd.tasks.task import CLASSIFICATION
 
 if TYPE_CHECKING:
     from edgekd.pipeline.run import Run
@@ -26,6 +27,9 @@ _MOST_PLOTTED = 20
 _MOST_LISTED = 200
 _MOST_CONFUSIONS = 12
 _POINTS = dimension("accuracy_drop")
+# Where a class has another score than the share of its samples that is right, and what that counts.
+_OF_A_CLASS = {"miou": "IoU"}
+_COUNTED = {"miou": "pixels, label or student"}
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,8 @@ def answers(contents: Contents, run: Run) -> tuple[Answers, ...]:
     `verify/logits.npz` is not what the stage wrote.
     """
     student = _student(contents)
+    if contents.models and contents.models["student"].card.task != CLASSIFICATION:
+        return ()
     path = run.path / "verify/logits.npz"
     if student is None or contents.verify is None or not path.is_file():
         return ()
@@ -326,6 +332,8 @@ def accuracy_plot(contents: Contents) -> Plot | None:
         return None
     classes = contents.models[next(iter(contents.models))].card.classes
     shares = {role: _shares(accuracy) for role, accuracy in accuracies.items()}
+    if not student.accuracy.per_class:
+        return None
     rows = [
         plots.ClassAccuracy(name, theirs, ours)
         for name, theirs, ours in zip(classes, shares["teacher"], shares["student"], strict=False)
@@ -335,7 +343,8 @@ def accuracy_plot(contents: Contents) -> Plot | None:
     changed = sorted(rows, key=_difference)
     several = len(rows) > _MOST_PLOTTED
     plotted = changed[:_MOST_PLOTTED] if several else rows
-    title = f"Test accuracy by class, {student.runtime}"
+    score = _OF_A_CLASS.get(student.accuracy.metric, "accuracy")
+    title = f"Test {score} by class, {student.runtime}"
     notes = []
     if several:
         notes.append(f"Plotted: the {len(plotted)} classes of {len(rows)} that lose the most.")
@@ -347,8 +356,14 @@ def accuracy_plot(contents: Contents) -> Plot | None:
     }
     return Plot(
         title,
-        Markup(plots.per_class(plotted, name="classes", title=title)),
-        ("class", "samples", "teacher", "student", "difference"),
+        Markup(plots.per_class(plotted, name="classes", title=title, score=score)),
+        (
+            "class",
+            _COUNTED.get(student.accuracy.metric, "samples"),
+            "teacher",
+            "student",
+            "difference",
+        ),
         tuple(
             (
                 c.name,

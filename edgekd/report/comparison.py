@@ -149,7 +149,7 @@ def deployed_accuracy(contents: Contents, m: Measurement) -> Value | None:
     for p in contents.verify.files if contents.verify else ():
         if (p.role, p.runtime, p.format, p.variant) == (m.role, m.runtime, m.format, m.variant):
             return Value(p.accuracy.value, "share", p.accuracy.interval)
-    if m.device_parity is None:
+    if m.device_parity is None or m.device_parity.accuracy is None:
         return None
     share, samples = m.device_parity.accuracy, m.device_parity.samples
     return Value(share, "share", wilson(round(share * samples), samples))
@@ -176,7 +176,7 @@ def _models(contents: Contents) -> Group:
             for role, trained in contents.models.items()
             if trained.training.test is not None
         }
-        rows.append(_accuracy_row("test accuracy before export", tests))
+        rows.append(_accuracy_row("test {} before export", tests))
     rows += _on_paper(contents)
     return Group("models", "before export", tuple(rows))
 
@@ -234,7 +234,7 @@ def _deployed(contents: Contents, place: Place) -> Group:
     }
     rows: list[Row] = []
     if parity:
-        rows.append(_accuracy_row("test accuracy", {r: p.accuracy for r, p in parity.items()}))
+        rows.append(_accuracy_row("test {}", {r: p.accuracy for r, p in parity.items()}))
     if measured:
         rows += _measured(measured, _comparison(contents, place))
     elif predicted:
@@ -346,8 +346,11 @@ def _checked_there(measured: dict[Role, Measurement]) -> Iterator[Row]:
     parity = {role: m.device_parity for role, m in measured.items() if m.device_parity}
     if parity:
         label = f"accuracy there, {max(p.samples for p in parity.values())} samples"
-        accuracies = {role: Value(p.accuracy, "share") for role, p in parity.items()}
-        yield Row(label, accuracies.get("teacher"), accuracies.get("student"))
+        accuracies = {
+            role: Value(p.accuracy, "share") for role, p in parity.items() if p.accuracy is not None
+        }
+        if accuracies:
+            yield Row(label, accuracies.get("teacher"), accuracies.get("student"))
     errors = {role: p.max_error for role, p in parity.items()} | {
         role: m.parity_error for role, m in measured.items() if m.parity_error is not None
     }
@@ -434,7 +437,8 @@ def _accuracy_row(label: str, accuracies: dict[Role, Accuracy]) -> Row:
         if abs(difference) < 5e-5:
             text = "the same"
         change = Change(difference, "points", text, better=_sign(difference))
-    return Row(label, teacher, student, change)
+    name = next((a.name for a in accuracies.values()), "accuracy")
+    return Row(label.format(name), teacher, student, change)
 
 
 def _row(

@@ -73,6 +73,12 @@ class Contents:
         return tuple(name for name in STAGES if name not in self.manifest.stages)
 
     @property
+    def score(self) -> str:
+        """What the task's score is called: accuracy, R², mean IoU."""
+        tests = (m.training.test or m.training.validation for m in self.models.values())
+        return next((test.name for test in tests if test), "accuracy")
+
+    @property
     def files(self) -> tuple[ExportedFile, ...]:
         """Everything that can be deployed, exported and quantized."""
         return tuple(

@@ -82,6 +82,7 @@ def render(run: Run) -> str:
         profiled=contents.profile is not None,
         operators=operators.section(contents),
         quantization=quantization.section(contents),
+        score=contents.score,
         per_class=classes.accuracy_plot(contents),
         changes=tuple(_changes(contents, answers)),
         examples=_examples(contents, run, answers),
@@ -132,7 +133,7 @@ def _tiles(contents: Contents, compared: list[Group]) -> Iterator[Tile]:
         for row in group.rows
     }
     for label, key in (
-        ("Accuracy", "test accuracy"),
+        (contents.score[0].upper() + contents.score[1:], f"test {contents.score}"),
         ("Latency", "latency p50"),
         ("Memory", "peak memory, model"),
         ("File size", "file size"),
@@ -170,7 +171,7 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
     targets = dict.fromkeys(m.target for m, _ in known)
     for position, target in enumerate(list(targets)[:_MOST_PLACES_PLOTTED]):
         pairs = [(m, a, a.interval) for m, a in known if m.target == target and a.interval]
-        title = f"Test accuracy against p50 latency on {target}"
+        title = f"Test {contents.score} against p50 latency on {target}"
         points = [
             plots.Point(
                 m.role, runs_as(m), m.latency.p50, m.latency.p50_interval, a.number, interval
@@ -179,8 +180,10 @@ def _pareto(contents: Contents) -> Iterator[Plot]:
         ]
         yield Plot(
             title,
-            Markup(plots.pareto(points, name=f"pareto-{position}", title=title)),
-            ("file", "runtime", "p50", "95 % interval", "accuracy", "95 % interval"),
+            Markup(
+                plots.pareto(points, name=f"pareto-{position}", title=title, score=contents.score)
+            ),
+            ("file", "runtime", "p50", "95 % interval", contents.score, "95 % interval"),
             tuple(
                 (
                     m.path,
@@ -266,8 +269,12 @@ def _training(contents: Contents) -> Iterator[Plot]:
         shown = "" if len(listed) == len(history.epochs) else "; report.json has all of them"
         yield Plot(
             title,
-            Markup(plots.curves(role, history, name=f"training-{role}", title=title)),
-            ("epoch", *names, "validation accuracy", "validation loss", "learning rate"),
+            Markup(
+                plots.curves(
+                    role, history, name=f"training-{role}", title=title, score=contents.score
+                )
+            ),
+            ("epoch", *names, f"validation {contents.score}", "validation loss", "learning rate"),
             tuple(_epoch(epoch, names) for epoch in listed),
             f"{len(history.epochs)} epochs in {format_quantity(history.seconds, 'time')}; "
             f"kept: epoch {_kept(history)}{shown}.",

@@ -74,6 +74,7 @@ def render(contents: Contents) -> str:
         environments=contents.profile.environment if contents.profile else {},
         warnings=contents.profile.warnings if contents.profile else (),
         calibration=contents.quantize.calibration if contents.quantize else None,
+        score=contents.score,
         missing=contents.missing,
         packages=tuple(_packages(contents)),
     )

@@ -155,8 +155,9 @@ def pareto(
     cost: str = "p50 latency",
     dimension: Dimension = "time",
     split: str = "test",
+    score: str = "accuracy",
 ) -> str:
-    """Accuracy against latency with error bars; the line joins what nothing else beats.
+    """Accuracy, or another `score`, against latency with error bars; the line joins what nothing else beats.
 
     With another `cost`, the points' latencies are that, in the base unit of `dimension`.
     """
@@ -186,7 +187,7 @@ def pareto(
     ends = [bound for p in points for bound in (p.latency, *p.latency_interval) if bound > 0]
     _latency_axis(axes, min(ends) / 1.25, max(ends) * 1.25, dimension)
     axes.set_xlabel(f"{cost} (log scale)")
-    axes.set_ylabel(f"{split} accuracy")
+    axes.set_ylabel(f"{split} {score}")
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     axes.margins(y=0.12)
     series = [
@@ -272,8 +273,10 @@ def trends(
 
 
 @matplotlib.rc_context(_SETTINGS)
-def per_class(classes: Sequence[ClassAccuracy], *, name: str, title: str) -> str:
-    """One line per class from the teacher's accuracy to the student's."""
+def per_class(
+    classes: Sequence[ClassAccuracy], *, name: str, title: str, score: str = "accuracy"
+) -> str:
+    """One line per class from the teacher's accuracy, or another `score`, to the student's."""
     figure, axes = _figure(440, 80 + 21 * len(classes))
     for y, c in enumerate(classes):
         if c.teacher is not None and c.student is not None:
@@ -294,7 +297,7 @@ def per_class(classes: Sequence[ClassAccuracy], *, name: str, title: str) -> str
     axes.xaxis.set_major_formatter(FuncFormatter(_percent))
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.06)
-    axes.set_xlabel("test accuracy")
+    axes.set_xlabel(f"test {score}")
     ring = Line2D(
         [], [], color=_COLOUR["teacher"], marker="o", markersize=9, markerfacecolor="none",
         markeredgewidth=1.8, linestyle="", label="teacher",
@@ -331,8 +334,8 @@ def differences(rows: Sequence[Difference], *, name: str, title: str) -> str:
 
 
 @matplotlib.rc_context(_SETTINGS)
-def curves(role: Role, history: History, *, name: str, title: str) -> str:
-    """Every weighted loss term by name (log scale), and validation accuracy below."""
+def curves(role: Role, history: History, *, name: str, title: str, score: str = "accuracy") -> str:
+    """Every weighted loss term by name (log scale), and validation accuracy, or another `score`, below."""
     figure = _canvas(440, 400)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     epochs = _thinned(history)
@@ -364,7 +367,7 @@ def curves(role: Role, history: History, *, name: str, title: str) -> str:
         if kept is not None:
             axes.axvline(kept + 1, color=_INK, alpha=0.45, linewidth=1, linestyle=(0, (2, 2)))
     upper.set_ylabel("weighted loss" if upper.get_yscale() != "log" else "weighted loss (log)")
-    lower.set_ylabel("validation accuracy")
+    lower.set_ylabel(f"validation {score}")
     lower.yaxis.set_major_formatter(FuncFormatter(_percent))
     lower.yaxis.set_major_locator(MaxNLocator(4))
     lower.xaxis.set_major_locator(MaxNLocator(6, integer=True))

@@ -18,6 +18,7 @@ from edgekd.report.comparison import Change, Value, Words, change_of, deployed_a
 from edgekd.report.contents import Contents, arrays, read
 from edgekd.results import ExportedFile, Interval, Measurement, Role, Variant
 from edgekd.statistics import paired_difference
+from edgekd.tasks.task import CLASSIFICATION
 
 MOST_RUNS = 8
 _LONGEST = 200
@@ -65,6 +66,12 @@ class Side:
                 return Value(p.accuracy.value, "share", p.accuracy.interval)
         return None
 
+    @property
+    def score(self) -> str | None:
+        """What its task calls the score."""
+        found = self.contents.verify.files if self.contents.verify else ()
+        return found[0].accuracy.name if found else None
+
     def file(self, place: Place) -> ExportedFile | None:
         """The file itself."""
         wanted = (place.format, place.role, place.variant)
@@ -83,6 +90,8 @@ class Side:
         name = place.role if place.variant == "f32" else f"{place.role}-{place.variant}"
         found = _arrays(self.path, "labels", f"{place.runtime}/{name}")
         if found is None or found[1].ndim != 2 or found[0].shape != found[1].shape[:1]:
+            return None
+        if self.contents.models and self.contents.models["student"].card.task != CLASSIFICATION:
             return None
         return np.asarray(found[1].argmax(1) == found[0])
 
@@ -195,7 +204,8 @@ def _lines(sides: Sequence[Side], place: Place) -> Iterator[Line]:
     accuracies = tuple(side.accuracy(place) for side in sides)
     if any(accuracies):
         changes = (_accuracy_change(sides[0], side, place) for side in sides[1:])
-        yield Line("test accuracy", accuracies, (None, *changes))
+        names = {side.score for side in sides if side.score}
+        yield Line(f"test {' or '.join(sorted(names)) or 'accuracy'}", accuracies, (None, *changes))
     if any(measured):
         latencies = [
             Value(m.latency.p50, "time", m.latency.p50_interval) if m else None for m in measured

@@ -41,6 +41,7 @@ from edgekd.search.records import (
 )
 from edgekd.search.space import candidates, relative
 from edgekd.search.trial import checkpoint, rung_path
+from edgekd.tasks.task import only_classes
 
 REPORT, PAGE = "search.json", "search.html"
 SUFFIX = "-search"
@@ -74,7 +75,9 @@ def search(
         config, base=base, out=out, until="teacher", progress=progress, command=command
     )
     with _stoppable(), run.locked():
-        work = _Search(config, base, run, progress, load(config.data, config.data.seed, base))
+        dataset = load(config.data, config.data.seed, base)
+        only_classes(dataset.task, what="edgekd search", where="data.source")
+        work = _Search(config, base, run, progress, dataset)
         work.look()
         work.train(engine)
         report = work.report(None if best is None else relative(best, Path.cwd()))

@@ -22,7 +22,6 @@ from edgekd.config.schema import Config
 from edgekd.data.resolve import Dataset
 from edgekd.distill.trainer import predict
 from edgekd.distill.workshop import CHECKPOINT, Workshop
-from edgekd.models import role
 from edgekd.pipeline.line import parse_config
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import Context
@@ -31,6 +30,7 @@ from edgekd.results import Accuracy, ModelCard, Variant
 from edgekd.search.cost import quantized_variant
 from edgekd.search.engine import Job
 from edgekd.search.records import Rung
+from edgekd.tasks.kinds.classification import accuracy as top1
 from edgekd.teachers.teacher import Teacher
 
 
@@ -88,7 +88,7 @@ def _rung(
     labels = dataset.labels[dataset.validation]
     known = teacher.answers(dataset, dataset.validation).argmax(1)
     accuracy: dict[Variant, Accuracy] = {
-        variant: role.accuracy(values.argmax(1), labels, len(dataset.classes))
+        variant: top1(values.argmax(1), labels, len(dataset.classes))
         for variant, values in logits.items()
     }
     agreement: dict[Variant, float] = {

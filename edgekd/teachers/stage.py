@@ -5,6 +5,8 @@ from __future__ import annotations
 from edgekd.models import role
 from edgekd.pipeline.stages import Context
 from edgekd.results import TrainingReport
+from edgekd.tasks.check import check_task
+from edgekd.tasks.task import of
 from edgekd.teachers.teacher import check_methods, kind_of
 
 
@@ -14,6 +16,7 @@ def run(context: Context) -> None:
     Builds the student too, to refuse a pair that cannot work before hours of training.
     """
     config, dataset = context.config, context.dataset
+    check_task(config, dataset.task)
     if not config.student.auto:
         role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
     kind = kind_of(config.teacher.model)
@@ -27,7 +30,8 @@ def run(context: Context) -> None:
         test=role.accuracy_of(teacher.answers(dataset, dataset.test), dataset, dataset.test),
     )
     report.write(context.folder / "metrics.json")
+    label = of(dataset.task).label
     if report.test is None:
-        context.progress.say("  teacher accuracy: it has no answers to the test split")
+        context.progress.say(f"  teacher {label}: it has no answers to the test split")
     else:
-        context.progress.say(f"  teacher accuracy: {report.test.value:.2%} on the test split")
+        context.progress.say(f"  teacher {label}: {report.test.value:.2%} on the test split")

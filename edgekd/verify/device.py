@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgekd.models.role import accuracy
 from edgekd.profile.device.runtimes import load
 from edgekd.results import DeviceFile, DeviceFileParity
+from edgekd.tasks.kinds.classification import accuracy
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -63,13 +63,15 @@ class Verifier:
     module: Callable[[Role, np.ndarray], np.ndarray]
     cases: list[Case]
     notes: list[str] = field(default_factory=list)
+    # Whether outputs are logits of classes, of which one is the answer.
+    top1: bool = True
     _known: dict[tuple[str, str, str], np.ndarray | str] = field(default_factory=dict)
 
     def know(self, model: str, role: Role, logits: np.ndarray) -> None:
         """The answers (n, classes) of a PyTorch model to the samples that all cases are made of."""
         for case in self.cases:
             if case.name.startswith("batch "):
-                shape = (len(case.x), logits.shape[1])
+                shape = (len(case.x), *logits.shape[1:])
                 self._known[model, role, case.name] = np.resize(logits, shape)
 
     def give(self, path: str, computed_by: str, logits: np.ndarray, single: np.ndarray) -> None:
@@ -126,7 +128,8 @@ class Verifier:
         found = self._known[file.path, f"{runtime} {session.precision}", case.name]
         if isinstance(expected, str) or isinstance(found, str) or expected.shape != found.shape:
             return Hardest(edge.worst, None)
-        errors = np.nan_to_num(np.abs(expected - found), nan=np.inf).max(axis=1)
+        errors = np.nan_to_num(np.abs(expected - found), nan=np.inf)
+        errors = errors.reshape(len(errors), -1).max(axis=1)
         start = int(errors.argmax()) // case.batch * case.batch
         return Hardest(edge.worst, case.x[start : start + case.batch])
 
@@ -159,7 +162,9 @@ class Verifier:
             found = self._found(file, runtime, session, case)
             judged = tolerance if case.real else _EXTREME * tolerance if exact else None
             made_of = source if isinstance(source, str) else "the file it was made from"
-            result = judge(case, reference, found, judged, scale=scale, source=made_of)
+            result = judge(
+                case, reference, found, judged, scale=scale, source=made_of, top1=self.top1
+            )
             results.append(result)
             if scale == 0 and isinstance(reference, np.ndarray):
                 # Logits of odd inputs may be near zero: the real ones' size is what counts.
@@ -217,6 +222,7 @@ def judge(
     *,
     scale: float = 0.0,
     source: str = "PyTorch",
+    top1: bool = True,
 ) -> InputCase:
     """One comparison as a record; texts are why there are no logits.
 
@@ -234,10 +240,10 @@ def judge(
     except StageError as error:
         beyond = tolerance is None and found.shape == reference.shape
         return _told(case, tolerance, beyond, error.what)
-    return _record(case, errors, tolerance)
+    return _record(case, errors, tolerance, top1)
 
 
-def _record(case: Case, errors: Errors, tolerance: float | None) -> InputCase:
+def _record(case: Case, errors: Errors, tolerance: float | None, top1: bool) -> InputCase:
     samples = len(case.x)
     return InputCase(
         inputs=case.name,
@@ -246,8 +252,8 @@ def _record(case: Case, errors: Errors, tolerance: float | None) -> InputCase:
         max_error=errors.max_relative,
         snr=errors.snr,
         cosine=errors.cosine,
-        agreement=errors.agreement,
-        agreement_interval=wilson(round(errors.agreement * samples), samples),
+        agreement=errors.agreement if top1 else None,
+        agreement_interval=wilson(round(errors.agreement * samples), samples) if top1 else None,
         tolerance=tolerance,
         passed=tolerance is None or errors.max_relative <= tolerance,
     )

@@ -16,8 +16,8 @@ class Errors:
 
     `max_abs` is max|Δ|; `max_relative` is max|Δ| / max|reference|, so that logits near zero do
     not blow it up; `snr` is 10·log10(Σ reference² / Σ Δ²) in dB, None when they are equal;
-    `cosine` is the least cosine over the samples; `agreement` the share of samples with the same
-    top-1 answer.
+    `cosine` is the least cosine over the samples; `agreement` the share of samples, or pixels,
+    with the same top-1 answer.
     """
 
     max_abs: float
@@ -28,7 +28,7 @@ class Errors:
 
 
 def compare(reference: np.ndarray, result: np.ndarray, *, where: str, scale: float = 0.0) -> Errors:
-    """Compare logits (n, classes) with the reference's, in float64.
+    """Compare logits (n, classes, …) with the reference's, in float64.
 
     `scale` is the least that the largest reference is taken for. Raises StageError when the shapes
     differ or the result is not finite.
@@ -39,7 +39,7 @@ def compare(reference: np.ndarray, result: np.ndarray, *, where: str, scale: flo
             where=where,
         )
     if not np.isfinite(result).all():
-        count = int((~np.isfinite(result)).any(axis=1).sum())
+        count = int((~np.isfinite(result)).reshape(len(result), -1).any(axis=1).sum())
         raise StageError(
             f"gives logits that are not finite where PyTorch's are ({count} of {len(result)} samples)",
             where=where,
@@ -47,8 +47,9 @@ def compare(reference: np.ndarray, result: np.ndarray, *, where: str, scale: flo
     a, b = reference.astype(np.float64), result.astype(np.float64)
     difference = np.abs(a - b).max()
     scale = max(np.abs(a).max(), scale, np.finfo(np.float32).tiny)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    cosines = (a * b).sum(axis=1)[norms > 0] / norms[norms > 0]
+    flat = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    norms = np.linalg.norm(flat[0], axis=1) * np.linalg.norm(flat[1], axis=1)
+    cosines = (flat[0] * flat[1]).sum(axis=1)[norms > 0] / norms[norms > 0]
     return Errors(
         max_abs=float(difference),
         max_relative=float(difference / scale),

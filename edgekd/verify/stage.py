@@ -14,10 +14,11 @@ from edgekd.distill.trainer import predict
 from edgekd.errors import StageError
 from edgekd.export.dimensions import dynamic_axes
 from edgekd.models import role as roles
-from edgekd.models.role import accuracy, accuracy_of
+from edgekd.models.role import accuracy_of
 from edgekd.pipeline.stages import Context
 from edgekd.results import DeviceFileParity, Edge, LayerComparison, Parity, Role, VerifyReport
 from edgekd.statistics import wilson
+from edgekd.tasks.task import CLASSIFICATION, of
 from edgekd.teachers.teacher import Teacher, kind_of, load
 from edgekd.verify.device import RUNTIME, device_parity
 from edgekd.verify.edges import (
@@ -56,7 +57,7 @@ def run(context: Context) -> None:
     is then in `verify-failed.json` in the run folder.
     """
     dataset, settings = context.dataset, context.config.verify
-    labels, classes = dataset.labels[dataset.test], len(dataset.classes)
+    labels, purpose = dataset.labels[dataset.test], of(dataset.task)
     files = context.run.files
     teacher = load(context.run, context.base, dataset)
     student = roles.load(context.run, "student", context.base)
@@ -64,7 +65,7 @@ def run(context: Context) -> None:
         "teacher": teacher.answers(dataset, dataset.test),
         "student": predict(student, dataset, dataset.test).numpy(),
     }
-    answered = np.isfinite(before["teacher"]).all(axis=1)
+    answered = np.isfinite(before["teacher"]).reshape(len(labels), -1).all(axis=1)
     logits = {f"pytorch/{role}": value for role, value in before.items()}
     if not teacher.exports:
         # It answers the same wherever the student runs.
@@ -115,12 +116,16 @@ def run(context: Context) -> None:
                         batch_one_error=single.max_relative,
                         snr=errors.snr,
                         cosine=errors.cosine,
-                        agreement=errors.agreement,
-                        agreement_interval=wilson(round(errors.agreement * sample), sample),
-                        teacher_agreement=_agreement(answer[answered], before["teacher"][answered]),
+                        agreement=errors.agreement if purpose.top1 else None,
+                        agreement_interval=wilson(round(errors.agreement * sample), sample)
+                        if purpose.top1
+                        else None,
+                        teacher_agreement=purpose.agreement(
+                            answer[answered], before["teacher"][answered]
+                        ),
                         tolerance=tolerance,
                         passed=errors.max_relative <= tolerance,
-                        accuracy=accuracy(answer.argmax(1), labels, classes),
+                        accuracy=purpose.score(answer, labels, len(dataset.classes)),
                     )
                 )
         # After all files have answered: what a file was made from is then known already.
@@ -144,11 +149,8 @@ def run(context: Context) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, labels=labels, indices=dataset.test, **logits)  # type: ignore[arg-type]
     write_bytes(context.folder / "logits.npz", buffer.getvalue())
-    _keep_examples(context, labels, logits, answered)
-
-
-def _agreement(answers: np.ndarray, teacher: np.ndarray) -> float | None:
-    return float((answers.argmax(1) == teacher.argmax(1)).mean()) if len(teacher) else None
+    if dataset.task == CLASSIFICATION:
+        _keep_examples(context, labels, logits, answered)
 
 
 def layers(run: Run, config: Config, base: Path) -> list[LayerComparison]:
@@ -187,8 +189,9 @@ def _layer_verifier(
     # One by one is fed whatever the batches are.
     inputs = _cases(dataset, config, [*config.verify.batches, 1])
     verifier = Verifier(
-        run.path, config.verify, run.files, lambda _, x: torch_outputs(module, x), inputs
-    )
+        run.path, config.verify, run.files, lambda _, x: torch_outputs(module, x), inputs,
+        top1=of(dataset.task).top1,
+    )  # fmt: skip
     samples = dataset.test[: config.verify.samples]
     verifier.know(PYTORCH, role, predict(module, dataset, samples).numpy())
     return verifier
@@ -204,6 +207,7 @@ def _verifier(
         context.run.files,
         lambda role, x: torch_outputs(student, x) if role == "student" else teacher.outputs(x),
         _cases(context.dataset, context.config, settings.batches),
+        top1=of(context.dataset.task).top1,
     )
     for role, value in before.items():
         verifier.know(PYTORCH, role, value[: settings.samples])

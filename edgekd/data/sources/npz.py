@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Data
+from edgekd.data.numbers import numbers, of_numbers
 from edgekd.data.source import Samples, content_hash, existing, number_classes, source
 from edgekd.errors import UsageError
 
@@ -21,6 +22,8 @@ _SPLIT = ("x_train", "y_train", "x_test", "y_test")
 class Npz:
     """Inputs (n, features), (n, h, w), (n, h, w, c) or (n, c, h, w); uint8 is taken as 0–255.
 
+    `y` of type float, (n,) or (n, outputs), are numbers to be predicted; integers (n, h, w) the classes
+    of pixels, 255 for none. `classes` then names the outputs or the classes of pixels.
     Labels are integers or text, (n,) or (n, 1). With `classes` (text) integer labels index it.
     `ids` (text or integers) name the samples, for records of a teacher's answers.
     """
@@ -53,16 +56,45 @@ class Npz:
                 where=str(path),
                 fix="should hold x and y, or x_train, y_train, x_test and y_test",
             )
+        if len(x) != len(y):
+            raise UsageError(f"x has {len(x)} samples, y {len(y)}", where=str(path))
+        inputs, scale = _inputs(x, path)
+        ids = _ids(arrays.get("ids"), len(inputs), path)
+        if of_numbers(y, config):
+            labels, classes, task = numbers(y, arrays.get("classes"), config, where=str(path))
+            return Samples(inputs, labels, classes, scale, test, ids, task=task)
+        if y.ndim == 3 and inputs.ndim == 4 and y.shape[1:] == inputs.shape[2:]:
+            labels, classes = _pixels(y, arrays.get("classes"), path)
+            return Samples(inputs, labels, classes, scale, test, ids, task="segmentation")
         if y.ndim == 2 and y.shape[1] == 1:
             y = y[:, 0]
-        if y.ndim != 1 or len(x) != len(y):
+        if y.ndim != 1:
             raise UsageError(
-                f"x has shape {x.shape}, y {y.shape}; should be (n, …) and (n,)", where=str(path)
+                f"x has shape {x.shape}, y {y.shape}; should be (n, …) and (n,)",
+                where=str(path),
+                fix="or numbers (n, outputs) for regression, or (n, height, width) for segmentation",
             )
-        inputs, scale = _inputs(x, path)
         labels, classes = _labels(y, arrays.get("classes"), path)
-        ids = _ids(arrays.get("ids"), len(inputs), path)
         return Samples(inputs, labels, classes, scale, test, ids)
+
+
+def _pixels(
+    y: np.ndarray, classes: np.ndarray | None, path: Path
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Class numbers of pixels as int64, −1 or 255 as −1."""
+    import numpy as np
+
+    if y.dtype.kind not in "iu":
+        raise UsageError(f"y of pixels should be integers, not {y.dtype}", where=str(path))
+    labels = y.astype(np.int64)
+    labels[labels == 255] = -1
+    highest = int(labels.max(initial=-1))
+    names = tuple(map(str, range(highest + 1) if classes is None else classes.reshape(-1)))
+    if labels.min(initial=0) < -1 or highest >= len(names):
+        raise UsageError(
+            f"y has labels {labels.min()} to {highest} for {len(names)} classes", where=str(path)
+        )
+    return labels, names
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

@@ -1,16 +1,19 @@
 """`ts:FILE`: time series in the format of the UCR/UEA archive; `ts:FOLDER`: its *_TRAIN.ts and *_TEST.ts.
 
 Format: https://www.aeon-toolkit.org (Bagnall 2018, arXiv 1811.00075): lines of `@key value`, `@data`, then a
-series a line: channels separated by colons, their values by commas, the class last.
+series a line: channels separated by colons, their values by commas, the class last; or a number, in the
+archive for regression (Tan et al. 2021, arXiv 2006.10996: `@targetLabel true`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Data
+from edgekd.data.numbers import numbers, of_numbers
 from edgekd.data.source import Samples, content_hash, existing, number_classes, source
 from edgekd.errors import UsageError
 
@@ -36,17 +39,15 @@ class TimeSeries:
         if len(set(shapes.values())) > 1:
             told = ", ".join(f"{c} × {n} in {path.name}" for path, (c, n) in shapes.items())
             raise UsageError(f"series are of different shapes: {told}", where=str(files[-1].parent))
-        labels, classes = number_classes(
-            np.concatenate([labels for _, labels in parts]), where=str(files[0])
-        )
+        targets = np.concatenate([labels for _, labels in parts])
         first = len(parts[0][0])
-        return Samples(
-            inputs=np.concatenate([series for series, _ in parts]),
-            labels=labels,
-            classes=classes,
-            scale=1.0,
-            test=np.arange(len(labels)) >= first if len(files) == 2 else None,
-        )
+        test = np.arange(len(targets)) >= first if len(files) == 2 else None
+        series = np.concatenate([series for series, _ in parts])
+        if of_numbers(targets, config):
+            labels, classes, task = numbers(targets, None, config, where=str(files[0]))
+            return Samples(series, labels, classes, 1.0, test, task=task)
+        labels, classes = number_classes(targets, where=str(files[0]))
+        return Samples(series, labels, classes, 1.0, test)
 
 
 def _files(location: Path | None) -> list[Path]:
@@ -67,7 +68,7 @@ def _files(location: Path | None) -> list[Path]:
 
 
 def read_ts(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(n, channels, length) float32 and the classes (n,) as text.
+    """(n, channels, length) float32 and the classes (n,) as text, or numbers (n,) with @targetLabel.
 
     Raises UsageError, with the line, for what is malformed, missing or of another length.
     """
@@ -75,15 +76,16 @@ def read_ts(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
     rows: list[np.ndarray] = []
     labels: list[str] = []
-    names: list[str] | None = None
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         lines = ((n, line.strip()) for n, line in enumerate(file, 1))
-        names = _header(lines, path)
+        names, of_target = _header(lines, path)
         for number, line in lines:
             if not line or line.startswith("#"):
                 continue
             where = f"{path}:{number}"
             *channels, label = line.split(":")
+            if of_target and not _is_number(label):
+                raise UsageError(f"target {label[:60]!r} is no number", where=where)
             if names and label not in names:
                 raise UsageError(
                     f"class {label[:60]!r} is none of @classLabel: {', '.join(names)}", where=where
@@ -100,17 +102,29 @@ def read_ts(path: Path) -> tuple[np.ndarray, np.ndarray]:
             labels.append(label)
     if not rows:
         raise UsageError("has no series after @data", where=str(path))
-    return np.stack(rows), np.array(labels)
+    return np.stack(rows), np.array(labels, np.float64 if of_target else None)
 
 
-def _header(lines: Iterator[tuple[int, str]], path: Path) -> list[str]:
-    """The names of the classes; `lines` then stand behind @data."""
+def _is_number(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
+
+
+def _header(lines: Iterator[tuple[int, str]], path: Path) -> tuple[list[str], bool]:
+    """The names of the classes, or that targets are numbers; `lines` then stand behind @data."""
     names: list[str] = []
+    of_target, lacking = False, 0
     for number, line in lines:
         key, *values = line.split() or [""]
         match key.lower():
             case "@data":
-                return names
+                if lacking and not of_target:
+                    raise UsageError("has no classes (@classLabel)", where=f"{path}:{lacking}")
+                return names, of_target
+            case "@targetlabel":
+                of_target = values[:1] == ["true"]
             case "@timestamps" if values[:1] == ["true"]:
                 raise UsageError(
                     "has time stamps; should be sampled evenly",
@@ -118,8 +132,7 @@ def _header(lines: Iterator[tuple[int, str]], path: Path) -> list[str]:
                     fix="resample the series, and write @timeStamps false",
                 )
             case "@classlabel":
-                if values[:1] != ["true"]:
-                    raise UsageError("has no classes (@classLabel)", where=f"{path}:{number}")
+                lacking = 0 if values[:1] == ["true"] else number
                 names = values[1:]
             case text if text and not text.startswith(("@", "#")):
                 raise UsageError("values before @data: no .ts file", where=f"{path}:{number}")

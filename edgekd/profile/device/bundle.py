@@ -234,22 +234,31 @@ def _parity(
         raise ValueError("gives outputs that are not finite")
     difference = np.abs(answers.astype(np.float64) - reference).max()
     scale = max(float(np.abs(reference).max()), float(np.finfo(np.float32).tiny))
-    there, here = answers.argmax(1), reference.argmax(1)
-    return {
+    found = {
         "samples": len(labels),
         "max_error": float(difference) / scale,
-        "agreement": float((there == here).mean()),
-        "accuracy": float((there == labels).mean()),
-        "accuracy_here": float((here == labels).mean()),
+        "agreement": None,
+        "accuracy": None,
+        "accuracy_here": None,
         "tolerance": tolerance,
     }
+    if labels.ndim == 1:
+        there, here = answers.argmax(1), reference.argmax(1)
+        found["agreement"] = float((there == here).mean())
+        found["accuracy"] = float((there == labels).mean())
+        found["accuracy_here"] = float((here == labels).mean())
+    return found
 
 
 def _parity_line(name: str, parity: dict[str, Any]) -> str:
     verdict = "as where it was made" if parity["max_error"] <= parity["tolerance"] else "DIFFERENT"
+    text = (
+        f"{name}: outputs {verdict} (largest error {parity['max_error']:.1e} of the largest output)"
+    )
+    if parity["agreement"] is None:
+        return text
     return (
-        f"{name}: outputs {verdict} (largest error {parity['max_error']:.1e} of the largest output), "
-        f"top-1 agreement {parity['agreement']:.2%}, accuracy {parity['accuracy']:.2%} "
+        f"{text}, top-1 agreement {parity['agreement']:.2%}, accuracy {parity['accuracy']:.2%} "
         f"(there {parity['accuracy_here']:.2%})"
     )
 

@@ -88,7 +88,7 @@ class HfTeacher(TorchTeacher):
             module,
             role="teacher",
             input_shape=dataset.input.shape,
-            classes=len(dataset.classes),
+            outputs=(len(dataset.classes),),
             tokens=tokens,
         )
         huggingface.save_config(context.folder, about, module)

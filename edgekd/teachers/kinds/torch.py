@@ -48,14 +48,18 @@ class TorchTeacher(Teacher):
     def make(cls, context: Context) -> None:
         """`model.safetensors`, `model.json` and, if trained here, `history.json`."""
         from edgekd.data.views import Views
-        from edgekd.distill.objective import Objective
+        from edgekd.distill.objective import Objective, hard_loss
         from edgekd.distill.trainer import train
         from edgekd.models import role
         from edgekd.models.weights import load_weights
         from edgekd.pipeline.stages import weights_path
 
         config, dataset = context.config, context.dataset
-        module = role.build(config.teacher, "teacher", dataset, seed=config.seed, base=context.base)
+        # Weights from elsewhere are of a network that gives the data's units by itself.
+        module = role.build(
+            config.teacher, "teacher", dataset, seed=config.seed, base=context.base,
+            scaled=not config.teacher.weights,
+        )  # fmt: skip
         history = None
         checkpoint = context.folder / "checkpoint.pt"
         if config.teacher.weights:
@@ -65,7 +69,7 @@ class TorchTeacher(Teacher):
                 module,
                 dataset,
                 Views(dataset, config.data.augment, config.data.seed),
-                Objective(),
+                Objective(hard=hard_loss(dataset)),
                 config.teacher.train,
                 seed=config.seed,
                 checkpoint=checkpoint,

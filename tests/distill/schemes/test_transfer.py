@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from edgekd.distill.objective import cross_entropy
 from edgekd.results import History
+from edgekd.tasks.kinds.classification import cross_entropy
 from tests.distill.schemes.conftest import same
 
 

@@ -1,0 +1,1 @@
+"""What networks are for: classification, regression, quantiles, segmentation."""

@@ -1,0 +1,61 @@
+"""What a configuration asks for that its data's task does not have: told before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from edgekd.errors import UsageError
+from edgekd.tasks.task import CLASSIFICATION
+
+if TYPE_CHECKING:
+    from edgekd.config.schema import Config
+    from edgekd.distill.method import Method
+
+SEGMENTATION = "segmentation"
+
+
+def check_task(config: Config, task: str) -> None:
+    """`task` is that of the data. Raises UsageError with the key that does not go with it."""
+    name = task.partition(":")[0]
+    if name == CLASSIFICATION:
+        return
+    for where, what in _for_classes(config):
+        raise UsageError(f"{what} is for classification, and this data is for {name}", where=where)
+    for method in config.distill.methods.entries:
+        if not fits(type(method), name):
+            from edgekd.distill.method import METHODS
+
+            known = [m for m in METHODS.names() if fits(METHODS.get(m), name)]
+            raise UsageError(
+                f"{method.name} is not for {name}",
+                where="distill.methods",
+                fix=f"methods for {name}: {', '.join(known)}",
+            )
+
+
+def _for_classes(config: Config) -> Iterator[tuple[str, str]]:
+    from edgekd.config.schema import Transfer
+    from edgekd.teachers.teacher import TORCH, kind_of
+
+    if kind_of(config.teacher.model).kind != TORCH:
+        yield "teacher.model", f"a teacher of {config.teacher.model.partition(':')[0]}:"
+    if config.student.auto:
+        yield "student", "student: auto"
+    if config.distill.scheme.entry.name not in ("offline", "assistant"):
+        yield "distill.scheme", f"scheme {config.distill.scheme.entry.name}"
+    if config.distill.transfer.model_copy(update={"share": Transfer().share}) != Transfer():
+        yield "distill.transfer", "a transfer set other than a share"
+    if config.data.augment.mixup or config.data.augment.cutmix:
+        yield "data.augment", "mixup and cutmix"
+    if config.export.preprocessing == "fold":
+        yield "export.preprocessing", "fold"
+    if config.export.ort:
+        yield "export.ort", "a file in ORT format"
+
+
+def fits(method: type[Method], task: str) -> bool:
+    """Whether a method says something of this task: what only looks at features always does."""
+    if method.needs <= {"features", "attentions"} and not method.labelled:
+        return True
+    return method.dense if task == SEGMENTATION else method.numbers

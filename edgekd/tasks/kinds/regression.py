@@ -1,0 +1,35 @@
+"""Numbers for a sample. Outputs and labels are (n, outputs) float32, in the units of the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgekd.tasks.task import Resampled, task
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@task("regression")
+class Regression(Resampled):
+    """R², the share of the labels' variance that is explained, mean over outputs; squared error."""
+
+    metric, label, term = "r2", "R²", "squared_error"
+    top1 = False
+
+    def loss(self, outputs: Tensor, labels: Tensor, scale: Tensor | None) -> Tensor:
+        """Mean of ((y − ŷ) / deviation of y)², so that no unit outweighs another."""
+        error = outputs - labels
+        return (error if scale is None else error / scale).square().mean()
+
+    def parts(self, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """(n, 1): squared error by the labels' variance, mean over outputs."""
+        y, z = labels.astype(np.float64), outputs.astype(np.float64)
+        variance = np.maximum(y.var(axis=0), np.finfo(np.float32).tiny)
+        return np.asarray(((y - z) ** 2 / variance).mean(axis=1, keepdims=True))
+
+    def of(self, sums: np.ndarray, samples: int) -> np.ndarray:
+        """1 − Σ(y − ŷ)² / Σ(y − ȳ)²."""
+        return np.asarray(1 - sums[..., 0] / samples)
