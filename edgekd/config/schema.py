@@ -80,8 +80,8 @@ class Data(Section):
 
     source: str = Field(
         "digits",
-        description="digits | idx:FOLDER | npz:FILE | csv:FILE | folder:FOLDER | text:FILE | ts:FILE. "
-        "Relative paths start at the configuration file; $VARIABLES are expanded.",
+        description="digits | idx:FOLDER | npz:FILE | csv:FILE | folder:FOLDER | masks:FOLDER | text:FILE | "
+        "ts:FILE. Relative paths start at the configuration file; $VARIABLES are expanded.",
     )
     seed: int = Field(
         0,

@@ -12,12 +12,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from edgekd.config.schema import Compute
 from edgekd.errors import UsageError
 from edgekd.progress import Progress
 from edgekd.results import Computing
+from edgekd.tasks.kinds.classification import cross_entropy
 
 # A batch → logits, and what passed each tap
 Run = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
@@ -155,7 +155,7 @@ class _Trial:
         started, used = time.perf_counter(), time.process_time()
         with autocast(self.how):
             logits = self.model(self.inputs)
-        F.cross_entropy(logits.float(), self.labels).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(logits.float(), self.labels).backward()  # type: ignore[no-untyped-call]
         if self.how.device != "cpu":
             torch.cuda.synchronize()
             return time.perf_counter() - started
@@ -166,7 +166,7 @@ class _Trial:
         self.model.zero_grad()
         with autocast(self.how):
             logits = self.model(self.inputs[rows])
-        F.cross_entropy(logits.float(), self.labels[rows]).backward()  # type: ignore[no-untyped-call]
+        cross_entropy(logits.float(), self.labels[rows]).backward()  # type: ignore[no-untyped-call]
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]
         return torch.cat([grad.flatten().double() for grad in grads])
 

@@ -65,6 +65,8 @@ class Method(BaseModel):
     numbers: ClassVar[bool] = False
     # Whether it holds where outputs are maps, logits (n, classes, height, width).
     dense: ClassVar[bool] = False
+    # Whether it needs maps.
+    maps: ClassVar[bool] = False
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     warmup: int = Field(0, ge=0, description="Epochs over which the weight rises linearly.")
     alone: int = Field(0, ge=0, description=ALONE)

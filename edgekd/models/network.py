@@ -25,6 +25,7 @@ class Network:
     members of one `family` are of one design; `depth` are the layers in a member's name; `widths` are
     arguments that are scaled with its width, `depths` those that count layers. `student_of` are the
     ranks of inputs for which it is a student of teachers of any design: 1 flat, 2 signals, 3 images.
+    `task` is what its outputs are for (`tasks/task.py`).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Network:
     widths: tuple[str, ...] = ()
     depths: tuple[str, ...] = ()
     student_of: tuple[int, ...] = ()
+    task: str = "classification"
 
 
 NETWORKS: Registry[Network] = Registry("network", "edgekd.models.zoo")

@@ -61,6 +61,7 @@ def _families(
 ) -> Iterator[tuple[Network, dict[str, Any], tuple[float, ...]]]:
     """Networks to scale, the arguments that they have at full size, and the multipliers."""
     every = [NETWORKS.get(name) for name in NETWORKS.names()]
+    every = [network for network in every if network.task == "classification"]
     own = next((n for n in every if model == f"{_ZOO}{n.name}"), None)
     if own is not None:
         for network in every:

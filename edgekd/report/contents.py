@@ -73,6 +73,11 @@ class Contents:
         return tuple(name for name in STAGES if name not in self.manifest.stages)
 
     @property
+    def task(self) -> str:
+        """What its models are for (`tasks/task.py`)."""
+        return next((m.card.task for m in self.models.values()), "classification")
+
+    @property
     def score(self) -> str:
         """What the task's score is called: accuracy, R², mean IoU."""
         tests = (m.training.test or m.training.validation for m in self.models.values())

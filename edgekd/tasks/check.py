@@ -19,6 +19,12 @@ def check_task(config: Config, task: str) -> None:
     """`task` is that of the data. Raises UsageError with the key that does not go with it."""
     name = task.partition(":")[0]
     if name == CLASSIFICATION:
+        for method in config.distill.methods.entries:
+            if method.maps:
+                raise UsageError(
+                    f"{method.name} is for segmentation, and this data is for {name}",
+                    where="distill.methods",
+                )
         return
     for where, what in _for_classes(config):
         raise UsageError(f"{what} is for classification, and this data is for {name}", where=where)

@@ -62,7 +62,7 @@ def write_images(folder, classes=("cat", "dog"), each=6, size=(8, 10), mode="L",
 
 
 def test_the_sources_are_these():
-    assert SOURCES.names() == ["digits", "folder", "idx", "npz", "text", "ts"]
+    assert SOURCES.names() == ["csv", "digits", "folder", "idx", "masks", "npz", "text", "ts"]
 
 
 def test_an_unknown_kind_suggests_the_nearest(tmp_path):
@@ -236,8 +236,8 @@ class TestNpz:
         ("arrays", "message"),
         [
             ({"a": np.zeros(3)}, "holds the arrays a"),
-            ({"x": np.zeros((30, 2)), "y": np.zeros(29, int)}, "(29,)"),
-            ({"x": np.zeros((30, 2)), "y": np.zeros(30)}, "integers or text"),
+            ({"x": np.zeros((30, 2)), "y": np.zeros(29, int)}, "x has 30 samples, y 29"),
+            ({"x": np.zeros((30, 2)), "y": np.zeros(30, complex)}, "integers or text"),
             ({"x": np.zeros(30), "y": np.arange(30) % 2}, "(30,)"),
             ({"x": np.zeros((30, 2), complex), "y": np.arange(30) % 2}, "complex"),
             ({"x": np.full((30, 2), np.nan), "y": np.arange(30) % 2}, "sample 0 has a value"),

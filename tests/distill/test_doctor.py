@@ -11,7 +11,7 @@ from edgekd.distill.doctor import examine, gradient_line, gradient_norms
 from edgekd.distill.method import METHODS, Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
-from edgekd.models.role import accuracy
+from edgekd.tasks.kinds.classification import accuracy
 
 CLASSES, N = 4, 32
 GENERATOR = torch.Generator().manual_seed(0)

@@ -111,12 +111,12 @@ def test_a_file_hidden_by_another_module_of_its_name_says_so(base):
 
 class TestCheck:
     def run(self, module, classes=5):
-        check(module, role="student", input_shape=(1, 8, 8), classes=classes)
+        check(module, role="student", input_shape=(1, 8, 8), outputs=(classes,))
 
     def test_another_number_of_classes_names_the_role_and_both_numbers(self, base):
         module = make("nets.py:net", base, num_classes=7)
         with pytest.raises(
-            UsageError, match=r"the student gives logits of shape \('n', 7\)"
+            UsageError, match=r"the student gives logits of shape \(n, 7\)"
         ) as caught:
             self.run(module)
         assert "has 5 classes" in str(caught.value)

@@ -11,6 +11,7 @@ import torch
 from edgekd.errors import UsageError
 from edgekd.models.network import NETWORKS
 from edgekd.models.resolve import build, check
+from edgekd.tasks.task import of
 
 # Millions of parameters on CIFAR-100, as in the tables of Tian 2020 (and He 2016 for ResNet-110).
 PUBLISHED = {
@@ -48,10 +49,12 @@ def test_every_network_takes_small_grey_images_and_trains(tmp_path):
         if name.startswith(("vgg1", "resnet110", "resnet32x4")) or name == "bert":
             continue  # like their small siblings, but slow; and one that takes no images
         module = make(name, (1, 8, 8), 7, tmp_path).train()
-        check(module, role="student", input_shape=(1, 8, 8), classes=7)
+        outputs = of(NETWORKS.get(name).task).shape(7, (1, 8, 8))
+        check(module, role="student", input_shape=(1, 8, 8), outputs=outputs)
         assert module.training
-        loss = torch.nn.functional.cross_entropy(module(torch.randn(4, 1, 8, 8)), torch.arange(4))
-        loss.backward()
+        logits = module(torch.randn(4, 1, 8, 8))
+        labels = torch.arange(4).reshape(4, *[1] * (logits.ndim - 2)).expand(4, *logits.shape[2:])
+        torch.nn.functional.cross_entropy(logits, labels).backward()
         assert all(p.grad is not None and p.grad.isfinite().all() for p in module.parameters()), (
             name
         )
@@ -61,7 +64,10 @@ def test_other_image_sizes_work(tmp_path):
     for name in ("resnet8", "wrn16-1", "mobilenetv2", "shufflenetv2", "dscnn", "efficientnet",
                  "convnext"):  # fmt: skip
         check(
-            make(name, (3, 29, 45), 5, tmp_path), role="teacher", input_shape=(3, 29, 45), classes=5
+            make(name, (3, 29, 45), 5, tmp_path),
+            role="teacher",
+            input_shape=(3, 29, 45),
+            outputs=(5,),
         )
 
 
@@ -78,7 +84,7 @@ def test_an_mlp_takes_flat_inputs(tmp_path):
 def test_networks_over_time_take_signals_of_one_and_of_several_channels(tmp_path):
     for name in ("conv1d", "lstm", "gru"):
         for shape in ((40,), (3, 40)):
-            check(make(name, shape, 4, tmp_path), role="teacher", input_shape=shape, classes=4)
+            check(make(name, shape, 4, tmp_path), role="teacher", input_shape=shape, outputs=(4,))
 
 
 def test_a_recurrent_network_reads_an_image_row_by_row(tmp_path):
@@ -99,7 +105,7 @@ def test_what_the_mask_of_bert_hides_changes_nothing(tmp_path):
     assert not torch.allclose(module(ids), module(other), atol=1e-3)
     padded = torch.where(mask == 1, ids, 0)
     assert torch.allclose(module(padded), module(ids, mask), atol=1e-6)
-    check(module, role="teacher", input_shape=(12,), classes=3)
+    check(module, role="teacher", input_shape=(12,), outputs=(3,))
 
 
 @pytest.mark.parametrize(

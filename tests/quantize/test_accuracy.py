@@ -21,6 +21,11 @@ FORMATS = ("onnx", "openvino")
 BACKENDS = ("nncf", "onnxruntime")
 
 
+def top1(labels):
+    """The score of outputs: of so many samples the class is right."""
+    return lambda found: float((found.argmax(1) == labels).mean())
+
+
 @pytest.fixture
 def task():
     with Silent().task("test") as task:
@@ -54,7 +59,7 @@ def test_the_fewest_layers_that_brute_force_finds_are_reverted(
         for count in range(len(made.layers) + 1)
         if any(accuracy(c) >= least for c in itertools.combinations(made.layers, count))
     )
-    offs = TradeOffs(format, made, exported.inputs, labels, task)
+    offs = TradeOffs(format, made, exported.inputs, top1(labels), task)
     assert offs.accuracy(path) == 1
     reverted, ranked = fewest_reverted(
         offs,
@@ -103,7 +108,7 @@ def test_sensitivities_are_those_of_a_file_with_only_that_layer_quantized(export
 def test_nothing_is_ranked_where_every_layer_can_be_quantized(exported, task):
     path, made = prepared(exported, "onnx", "onnxruntime", exported.inputs)
     labels = logits("onnx", path, exported.inputs).argmax(1)
-    offs = TradeOffs("onnx", made, exported.inputs, labels, task)
+    offs = TradeOffs("onnx", made, exported.inputs, top1(labels), task)
     assert fewest_reverted(offs, 0.5, 12, lambda: pytest.fail("ranked"), where=path) == (0, ())
     assert list(offs.known) == [0]
 
@@ -112,7 +117,7 @@ def test_nothing_is_ranked_where_every_layer_can_be_quantized(exported, task):
 def test_a_drop_that_no_choice_of_layers_holds_is_one_clear_error(exported, task, most, words):
     path, made = prepared(exported, "onnx", "onnxruntime", exported.inputs / 1000)
     reference = logits("onnx", path, exported.inputs)
-    offs = TradeOffs("onnx", made, exported.inputs, reference.argmax(1), task)
+    offs = TradeOffs("onnx", made, exported.inputs, top1(reference.argmax(1)), task)
 
     def rank():
         return sensitivities("onnx", made, exported.inputs, reference, reference, task)

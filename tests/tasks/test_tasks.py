@@ -13,7 +13,9 @@ RANDOM = np.random.default_rng(0)
 
 def numbers(n=200, outputs=2):
     y = RANDOM.normal([100.0, -3.0][:outputs], [20.0, 0.1][:outputs], (n, outputs))
-    return y.astype(np.float32), (y + RANDOM.normal(0, [8.0, 0.05][:outputs])).astype(np.float32)
+    return y.astype(np.float32), (y + RANDOM.normal(0, [8.0, 0.05][:outputs], y.shape)).astype(
+        np.float32
+    )
 
 
 def scenes(n=30, classes=4, size=8):

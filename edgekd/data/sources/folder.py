@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _SUFFIXES = (".png", ".jpg", ".jpeg")
-_GREY = ("1", "L", "LA", "I", "I;16")
+GREY = ("1", "L", "LA", "I", "I;16")
 
 
 @source("folder")
@@ -28,7 +28,7 @@ class Folder:
         """Hash of names, sizes and times of change: a large folder is not read to find it unchanged."""
         folder = existing(location, folder=True, kind="folder")
         digest = hashlib.sha256()
-        for path in sorted(_images_below(folder)):
+        for path in sorted(images_below(folder)):
             stat = path.stat()
             line = f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
             digest.update(line.encode(errors="surrogateescape"))
@@ -45,17 +45,17 @@ class Folder:
             (path, label, split == "test")
             for split in splits
             for label, name in enumerate(classes)
-            for path in sorted(_images_below(folder / split / name))
+            for path in sorted(images_below(folder / split / name))
         ]
         if not files:
             raise UsageError(
                 "the folder is empty: it has no PNG or JPEG image in a sub-folder per class",
                 where=str(folder),
             )
-        images = [_open(path) for path, _, _ in files]
-        grey = all(image.mode in _GREY for image in images)
-        arrays = [_array(image, grey, config.image_size) for image in images]
-        _check_sizes([path for path, _, _ in files], arrays)
+        images = [open_image(path) for path, _, _ in files]
+        grey = all(image.mode in GREY for image in images)
+        arrays = [array_of(image, grey, config.image_size) for image in images]
+        check_sizes([path for path, _, _ in files], arrays)
         return Samples(
             inputs=np.stack(arrays),
             labels=np.array([label for _, label, _ in files], np.int64),
@@ -89,7 +89,8 @@ def _class_names(folders: list[Path]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _images_below(folder: Path) -> Iterator[Path]:
+def images_below(folder: Path) -> Iterator[Path]:
+    """PNG and JPEG files, hidden ones left out."""
     if folder.is_dir():
         for path in folder.rglob("*"):
             hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -97,7 +98,8 @@ def _images_below(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """Read whole and upright. Raises UsageError."""
     from PIL import Image, ImageOps
 
     try:
@@ -116,7 +118,7 @@ def _open(path: Path) -> Image.Image:
         ) from None
 
 
-def _array(image: Image.Image, grey: bool, size: tuple[int, int] | None) -> np.ndarray:
+def array_of(image: Image.Image, grey: bool, size: tuple[int, int] | None) -> np.ndarray:
     """(channels, height, width) uint8."""
     import numpy as np
     from PIL import Image
@@ -131,7 +133,8 @@ def _array(image: Image.Image, grey: bool, size: tuple[int, int] | None) -> np.n
     return array[None] if grey else array.transpose(2, 0, 1)
 
 
-def _check_sizes(paths: list[Path], arrays: list[np.ndarray]) -> None:
+def check_sizes(paths: list[Path], arrays: list[np.ndarray]) -> None:
+    """Raises UsageError for an image of another size than the first."""
     for path, array in zip(paths, arrays, strict=True):
         if array.shape != arrays[0].shape:
             (_, h, w), (_, h0, w0) = array.shape, arrays[0].shape

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 class Hard(Method):
     """CE(student, argmax of the teacher): all that a label-only teacher can give. α is 0.5 with it."""
 
+    dense: ClassVar[bool] = True
     weight: float = Field(0.5, ge=0, allow_inf_nan=False)
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -21,6 +21,7 @@ class KD(Method):
     "Logit Standardization in Knowledge Distillation", arXiv 2403.01427; its T is 2, its weight 9).
     """
 
+    dense: ClassVar[bool] = True
     temperature: float = Field(4.0, gt=0, le=1000)
     standardize: bool = False
     weight: float = Field(0.9, ge=0, allow_inf_nan=False)

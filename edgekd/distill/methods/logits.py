@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from edgekd.distill.method import Knowledge, Method, method
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 @method("logits", needs={"logits"})
 class Logits(Method):
     """½·mean (z − v)² of the zero-mean logits; its gradient is eq. 4's (z − v)/N."""
+
+    dense: ClassVar[bool] = True
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         z = student.logits - student.logits.mean(dim=1, keepdim=True)

@@ -36,16 +36,16 @@ class Quantile(Resampled):
         return torch.maximum(tau * error, (tau - 1) * error).mean()
 
     def parts(self, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(n, 1): check loss by that of the labels' own quantile, mean over outputs."""
+        """(n, 2·outputs): check losses, then those of the labels' own quantile."""
         tau = self._levels(labels.shape[1])
         y, z = labels.astype(np.float64), outputs.astype(np.float64)
         constant = np.array([np.quantile(y[:, j], level) for j, level in enumerate(tau)])
-        least = np.maximum(_check(y - constant, tau).mean(axis=0), np.finfo(np.float32).tiny)
-        return np.asarray((_check(y - z, tau) / least).mean(axis=1, keepdims=True))
+        return np.concatenate([_check(y - z, tau), _check(y - constant, tau)], axis=1)
 
     def of(self, sums: np.ndarray, samples: int) -> np.ndarray:
-        """1 − V̂(τ) / Ṽ(τ)."""
-        return np.asarray(1 - sums[..., 0] / samples)
+        """1 − V̂(τ) / Ṽ(τ), mean over outputs."""
+        loss, least = np.split(sums, 2, axis=-1)
+        return np.asarray((1 - loss / np.maximum(least, np.finfo(np.float32).tiny)).mean(axis=-1))
 
     def _levels(self, outputs: int) -> np.ndarray:
         return np.resize(np.array(self.levels), outputs)

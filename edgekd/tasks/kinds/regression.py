@@ -25,11 +25,13 @@ class Regression(Resampled):
         return (error if scale is None else error / scale).square().mean()
 
     def parts(self, outputs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """(n, 1): squared error by the labels' variance, mean over outputs."""
+        """(n, 3·outputs): squared errors, then labels and their squares, from near their mean."""
         y, z = labels.astype(np.float64), outputs.astype(np.float64)
-        variance = np.maximum(y.var(axis=0), np.finfo(np.float32).tiny)
-        return np.asarray(((y - z) ** 2 / variance).mean(axis=1, keepdims=True))
+        centred = y - y.mean(axis=0)
+        return np.concatenate([(y - z) ** 2, centred, centred**2], axis=1)
 
     def of(self, sums: np.ndarray, samples: int) -> np.ndarray:
-        """1 − Σ(y − ŷ)² / Σ(y − ȳ)²."""
-        return np.asarray(1 - sums[..., 0] / samples)
+        """1 − Σ(y − ŷ)² / Σ(y − ȳ)², mean over outputs."""
+        errors, labels, squares = np.split(sums, 3, axis=-1)
+        variation = np.maximum(squares - labels**2 / samples, np.finfo(np.float32).tiny)
+        return np.asarray((1 - errors / variation).mean(axis=-1))
