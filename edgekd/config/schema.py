@@ -75,13 +75,29 @@ class Text(Section):
     )
 
 
+class Audio(Section):
+    """How sound becomes log-mel spectrograms, for the source `audio`; times in seconds."""
+
+    seconds: Positive = Field(
+        1.0, description="Of a clip: longer ones are cut, silence fills shorter ones."
+    )
+    window: Positive = Field(0.04, description="That a spectrum is taken of (Hann).")
+    hop: Positive = Field(0.02, description="From one window to the next.")
+    mels: int = Field(40, ge=4, le=256, description="Filters, and so features of a window.")
+    low: NonNegative = Field(20.0, description="Hz, where the first filter begins.")
+    high: Positive | None = Field(
+        None, description="Hz, where the last one ends; null: half the sampling rate."
+    )
+
+
 class Data(Section):
     """Where samples come from and how they are split."""
 
     source: str = Field(
         "digits",
-        description="digits | idx:FOLDER | npz:FILE | csv:FILE | folder:FOLDER | masks:FOLDER | text:FILE | "
-        "ts:FILE. Relative paths start at the configuration file; $VARIABLES are expanded.",
+        description="digits | idx:FOLDER | npz:FILE | csv:FILE | folder:FOLDER | masks:FOLDER | "
+        "audio:FOLDER | text:FILE | ts:FILE. Relative paths start at the configuration file; "
+        "$VARIABLES are expanded.",
     )
     seed: int = Field(
         0,
@@ -121,6 +137,7 @@ class Data(Section):
         [0.1, 0.5, 0.9], min_length=1, description="With task: quantile, in rising order."
     )
     text: Text = Field(default_factory=Text)
+    audio: Audio = Field(default_factory=Audio)
     augment: Augment = Field(default_factory=Augment)
 
     @model_validator(mode="after")

@@ -28,7 +28,8 @@ class Dataset:
     values become what a model eats. With another `task` (`tasks/task.py`) labels and classes are that
     task's; `output` has mean and deviation of labels that are numbers, over the training split.
     `ids` are the samples' names, where the source has some;
-    `texts` what token ids were made of, `tokenizer` how (the text of a tokenizer.json).
+    `texts` what token ids were made of, `tokenizer` how (the text of a tokenizer.json); `front_end` how
+    features were made of sound (the text of a logmel.json).
     """
 
     inputs: np.ndarray
@@ -43,6 +44,7 @@ class Dataset:
     tokenizer: str | None = None
     task: str = "classification"
     output: OutputScale | None = None
+    front_end: str | None = None
 
     @property
     def strata(self) -> np.ndarray:
@@ -118,6 +120,7 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
         tokenizer=samples.tokenizer,
         task=samples.task,
         output=_output_scale(samples, splits.train, config),
+        front_end=samples.front_end,
     )
 
 

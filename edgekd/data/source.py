@@ -31,7 +31,8 @@ class Samples:
     has names for them: paths below a folder, or the array `ids`; elsewhere their positions do.
     `task` (see `tasks/task.py`) is what they are for: `labels` and `classes` are then that task's.
     Of texts, `inputs` (n, length) int32 are token ids as `tokens` says, `texts` what they were made
-    of and `tokenizer` how, as the text of a tokenizer.json.
+    of and `tokenizer` how, as the text of a tokenizer.json. Of sound, `front_end` is how features were
+    made, as the text of a logmel.json.
     """
 
     inputs: np.ndarray
@@ -44,6 +45,7 @@ class Samples:
     texts: tuple[str, ...] | None = None
     tokenizer: str | None = None
     task: str = "classification"
+    front_end: str | None = None
 
 
 class Source(Protocol):

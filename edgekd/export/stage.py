@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from edgekd.artifacts import sha256_file, write_text
 from edgekd.config.schema import Export
+from edgekd.data import logmel
 from edgekd.data.tokenizer import FILE as TOKENIZER
 from edgekd.data.tokenizer import free_length
 from edgekd.errors import StageError
@@ -35,7 +36,8 @@ _SAMPLES = 8
 def run(context: Context) -> None:
     """Write every configured format of both models, device files, and `export.json` about them.
 
-    For networks of token ids also `tokenizer.json`, which makes them of texts.
+    For networks of token ids also `tokenizer.json`, which makes them of texts; for those of sound
+    `logmel.json` and `logmel.py`, which make their features.
     """
     config, dataset = context.config.export, context.dataset
     example = dataset.tensor(np.resize(dataset.train, _SAMPLES))
@@ -67,6 +69,9 @@ def run(context: Context) -> None:
         free = 1 in dynamic_axes({"input": example}, config)["input"]
         tokenizer = free_length(dataset.tokenizer) if free else dataset.tokenizer
         write_text(context.folder / TOKENIZER, tokenizer)
+    if dataset.front_end is not None:
+        write_text(context.folder / "logmel.json", dataset.front_end)
+        write_text(context.folder / "logmel.py", Path(logmel.__file__).read_text(encoding="utf-8"))
     device = device_files(files, config, dataset.input, dataset.inputs.dtype.name, context.folder)
     ExportReport(files=tuple(files), device=device).write(context.folder / "export.json")
 

@@ -1,0 +1,134 @@
+"""`audio:FOLDER`: a sub-folder per class with WAV files, as Google Speech Commands (Warden 2018, arXiv
+1804.03209); `testing_list.txt` names the clips of its own test split.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgekd.config.schema import Audio, Data
+from edgekd.data.source import Samples, existing, source
+from edgekd.errors import UsageError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgekd.data.logmel import LogMel
+
+TEST = "testing_list.txt"
+
+
+@source("audio")
+class Sound:
+    """Log-mel spectrograms (n, 1, frames, mels) float32, as `data.audio` says.
+
+    Folders whose names begin with `_` or `.` are no classes: `_background_noise_` holds long recordings.
+    """
+
+    def fingerprint(self, location: Path | None) -> str:
+        """Hash of names, sizes and times of change, as of a folder of images."""
+        folder = existing(location, folder=True, kind="audio")
+        digest = hashlib.sha256()
+        for path in [*_clips(folder), folder / TEST]:
+            if path.is_file():
+                stat = path.stat()
+                line = f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+                digest.update(line.encode(errors="surrogateescape"))
+        return digest.hexdigest()
+
+    def load(self, location: Path | None, config: Data) -> Samples:
+        """Every clip, cut or filled with silence to `data.audio.seconds`."""
+        import numpy as np
+
+        from edgekd.data.logmel import read_wav
+
+        folder = existing(location, folder=True, kind="audio")
+        paths = _clips(folder)
+        if not paths:
+            raise UsageError("has no .wav file in a sub-folder per class", where=str(folder))
+        front_end: LogMel | None = None
+        features = []
+        for path in paths:
+            try:
+                clip, rate = read_wav(str(path))
+            except ValueError as error:
+                raise UsageError(str(error), where=str(path)) from None
+            except OSError as error:
+                raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
+            if front_end is None:
+                front_end = _front_end(config.audio, rate)
+            if rate != front_end.rate:
+                raise UsageError(
+                    f"is of {rate} Hz, and {paths[0].name} of {front_end.rate}",
+                    where=str(path),
+                    fix="resample all clips to one rate",
+                )
+            features.append(front_end(front_end.fitted(clip)))
+        assert front_end is not None
+        classes = tuple(sorted({path.parent.name for path in paths}))
+        numbers = {name: number for number, name in enumerate(classes)}
+        ids = tuple(path.relative_to(folder).as_posix() for path in paths)
+        return Samples(
+            inputs=np.stack(features)[:, None],
+            labels=np.array([numbers[path.parent.name] for path in paths], np.int64),
+            classes=classes,
+            scale=1.0,
+            test=_test_split(folder, ids),
+            ids=ids,
+            front_end=front_end.text(),
+        )
+
+
+def _clips(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.glob("*/*.wav")
+        if not path.parent.name.startswith(("_", ".")) and not path.name.startswith(".")
+    )
+
+
+def _front_end(audio: Audio, rate: int) -> LogMel:
+    """Raises UsageError for settings that do not go with the rate."""
+    from edgekd.data.logmel import LogMel
+
+    high = rate / 2 if audio.high is None else audio.high
+    if not audio.low < high <= rate / 2:
+        raise UsageError(
+            f"the filters go from {audio.low:g} to {high:g} Hz; clips of {rate} Hz have up to "
+            f"{rate / 2:g}",
+            where="data.audio.high",
+        )
+    length, window, hop = (round(s * rate) for s in (audio.seconds, audio.window, audio.hop))
+    if not hop >= 1 or not 2 <= window <= length:
+        raise UsageError(
+            f"a window of {window} samples every {hop} does not fit a clip of {length}",
+            where="data.audio.window",
+        )
+    front_end = LogMel(rate, length, window, hop, audio.mels, float(audio.low), float(high))
+    empty = int((front_end.filters().sum(axis=1) == 0).sum())
+    if empty:
+        raise UsageError(
+            f"{empty} of {audio.mels} filters are narrower than the {rate / front_end.transform:.0f} Hz "
+            "that a window tells apart",
+            where="data.audio.mels",
+            fix="fewer mels, or a longer window",
+        )
+    return front_end
+
+
+def _test_split(folder: Path, ids: tuple[str, ...]) -> np.ndarray | None:
+    """Marks the clips of testing_list.txt, where there is one."""
+    import numpy as np
+
+    path = folder / TEST
+    if not path.is_file():
+        return None
+    known = set(ids)
+    named = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    for number, line in enumerate(named, 1):
+        if line.strip() and line.strip() not in known:
+            raise UsageError(f"there is no clip {line.strip()!r:.80}", where=f"{path}:{number}")
+    wanted = {line.strip() for line in named}
+    return np.array([name in wanted for name in ids])
