@@ -386,16 +386,24 @@ class Distill(Training):
         description="Who learns from whom (see `edgekd schemes`). Some have other defaults for alpha and "
         "methods.",
     )
-    alpha: NonNegative = Field(0.1, description="Weight of the hard-label cross-entropy.")
+    alpha: NonNegative | None = Field(
+        None, description="Weight of the labels' loss; null: 0.1, or what goes with methods: auto."
+    )
     methods: MethodList = Field(
         default_factory=MethodList.default,
-        description="Weighted sum of distillation losses; empty: train without a teacher.",
+        description="Weighted sum of distillation losses; auto: what suits task and number of classes; "
+        "[]: train without a teacher.",
     )
     knowledge: KnowledgeStorage = Field(default_factory=KnowledgeStorage)
     transfer: Transfer = Field(default_factory=Transfer)
     doctor: bool = Field(
         True, description="Look for mistakes before training: a few seconds, warnings only."
     )
+
+    @property
+    def labels_weight(self) -> float:
+        """`alpha`, or what it is where nothing is given."""
+        return 0.1 if self.alpha is None else self.alpha
 
     @model_validator(mode="before")
     @classmethod
@@ -426,20 +434,20 @@ class Distill(Training):
                 raise ValueError(
                     f"{method.name} needs the label of every sample, and transfer has some without"
                 )
-        if self.transfer.labels == 0 and self.alpha > 0:
+        if self.transfer.labels == 0 and self.labels_weight > 0:
             raise ValueError("transfer.labels is 0, so that alpha weights nothing: set alpha to 0")
         return self
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distill:
-        if self.alpha == 0 and not self.methods.entries:
+        if self.labels_weight == 0 and not self.methods.entries:
             raise ValueError("alpha is 0 and methods is empty: there is no loss to train with")
         alone = max((method.alone for method in self.methods.entries), default=0)
         if alone >= self.epochs:
             raise ValueError(
                 f"a method is alone for {alone} epochs, which leaves none of {self.epochs} for the rest"
             )
-        if self.alpha == 0 and all(method.alone for method in self.methods.entries):
+        if self.labels_weight == 0 and all(method.alone for method in self.methods.entries):
             raise ValueError(
                 "alpha is 0 and every method is `alone`: then there is no loss any more"
             )

@@ -45,7 +45,8 @@ class LogMel:
         windows = x[..., starts] * np.hanning(self.window + 1)[:-1]
         power = np.abs(np.fft.rfft(windows, self.transform, axis=-1)) ** 2 / self.window
         energy = power @ self.filters().T
-        return np.log(np.maximum(energy, FLOOR)).astype(np.float32)
+        features: np.ndarray = np.log(np.maximum(energy, FLOOR)).astype(np.float32)
+        return features
 
     @property
     def transform(self) -> int:

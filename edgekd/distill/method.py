@@ -151,22 +151,29 @@ def method(name: str, *, needs: set[Kind]) -> Callable[[M], M]:
 
 @dataclass(frozen=True)
 class MethodList:
-    """`distill.methods` of the configuration: a list of `name` or `{name: {parameters}}`."""
+    """`distill.methods` of the configuration: a list of `name` or `{name: {parameters}}`, or "auto".
+
+    Of `auto` the `entries` are kd's, which needs no less than what is suggested when the data is known
+    (`suggest.py`).
+    """
 
     entries: tuple[Method, ...]
+    auto: bool = False
 
     @classmethod
     def default(cls) -> MethodList:
-        """Hinton's temperature-scaled distillation."""
-        return cls((METHODS.get("kd")(),))
+        """What goes with the data."""
+        return cls((METHODS.get("kd")(),), auto=True)
 
     @classmethod
     def parse(cls, value: object) -> MethodList:
         """Build from plain data. Raises PydanticCustomError saying which entry is wrong."""
         if isinstance(value, MethodList):
             return value
+        if value == "auto":
+            return cls.default()
         if not isinstance(value, list):
-            raise problem("should be a list such as [{kd: {temperature: 4}}]")
+            raise problem("should be auto, or a list such as [{kd: {temperature: 4}}]")
         entries = tuple(
             entry if isinstance(entry, Method) else parse_entry(METHODS, entry, i)
             for i, entry in enumerate(value)
@@ -177,8 +184,10 @@ class MethodList:
                 raise problem(f"method {name!r} is listed twice")
         return cls(entries)
 
-    def dump(self) -> list[dict[str, Any]]:
+    def dump(self) -> list[dict[str, Any]] | str:
         """Plain data that `parse` reads back."""
+        if self.auto:
+            return "auto"
         return [{entry.name: entry.model_dump()} for entry in self.entries]
 
     @classmethod
@@ -200,4 +209,4 @@ class MethodList:
                     "additionalProperties": False,
                 }
             )
-        return {"type": "array", "items": {"anyOf": entries}}
+        return {"anyOf": [{"const": "auto"}, {"type": "array", "items": {"anyOf": entries}}]}

@@ -22,9 +22,10 @@ from edgekd.distill import parallel
 from edgekd.distill.compute import autocast, teacher_precision
 from edgekd.distill.doctor import examine, gradient_line
 from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
-from edgekd.distill.method import FeatureMethod, Knowledge
+from edgekd.distill.method import FeatureMethod, Knowledge, Method
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective, hard_loss
+from edgekd.distill.suggest import suggested
 from edgekd.distill.taps import Tapped
 from edgekd.distill.trainer import TeacherKnowledge, train
 from edgekd.errors import UsageError
@@ -123,7 +124,7 @@ class Workshop:
     @property
     def kd_temperature(self) -> float:
         """At which soft targets are made; 1 without kd."""
-        found = [m.temperature for m in self.config.methods.entries if isinstance(m, KD)]
+        found = [m.temperature for m in self.recipe[1] if isinstance(m, KD)]
         return found[0] if found else 1.0
 
     # -- training ---------------------------------------------------------------------------
@@ -170,7 +171,19 @@ class Workshop:
     @property
     def objective(self) -> Objective:
         """The configured one, new: its own layers are not trained yet."""
-        return Objective(self.config.alpha, self.config.methods.entries, hard_loss(self.dataset))
+        return Objective(*self.recipe, hard_loss(self.dataset))
+
+    @cached_property
+    def recipe(self) -> tuple[float, tuple[Method, ...]]:
+        """The weight of the labels and the methods, as configured or, for `auto`, suggested."""
+        config = self.config
+        if not config.methods.auto:
+            return config.labels_weight, config.methods.entries
+        alpha, methods = suggested(self.dataset)
+        alpha = alpha if config.alpha is None else config.alpha
+        names = ", ".join(method.name for method in methods)
+        self.say(f"methods: {names} beside the labels at {alpha:g} (distill.methods: auto)")
+        return alpha, methods
 
     def train(
         self,

@@ -117,17 +117,17 @@ def _objective(context: Context) -> Objective:
 
     Methods that only initialise are done; on features, their regressors were not kept.
     """
-    distill = context.config.distill
+    alpha, entries = Workshop(context).recipe
     methods = tuple(
         method.model_copy(update={"warmup": 0})
-        for method in distill.methods.entries
+        for method in entries
         if not method.alone and not isinstance(method, FeatureMethod)
     )
-    left_out = [m.name for m in distill.methods.entries if m.name not in {k.name for k in methods}]
+    left_out = [m.name for m in entries if m.name not in {k.name for k in methods}]
     if left_out:
         context.progress.say(f"  without {', '.join(left_out)}: it would have to begin anew")
     hard = hard_loss(context.dataset)
-    return Objective(distill.alpha or float(not methods), methods, hard)
+    return Objective(alpha or float(not methods), methods, hard)
 
 
 def _accuracy(model: nn.Module, context: Context) -> float:

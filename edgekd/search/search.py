@@ -153,7 +153,7 @@ def _methods(config: Config) -> list[tuple[str, MethodList]]:
     """What to distil by, under short names."""
     lists = config.search.methods
     if lists is None:
-        own = config.distill.methods
+        own = MethodList(config.distill.methods.entries)
         lists = [own]
         if [entry.name for entry in own.entries] == ["kd"]:
             lists.append(MethodList((METHODS.get("dist")(),)))

@@ -18,8 +18,9 @@ SEGMENTATION = "segmentation"
 def check_task(config: Config, task: str) -> None:
     """`task` is that of the data. Raises UsageError with the key that does not go with it."""
     name = task.partition(":")[0]
+    entries = () if config.distill.methods.auto else config.distill.methods.entries
     if name == CLASSIFICATION:
-        for method in config.distill.methods.entries:
+        for method in entries:
             if method.maps:
                 raise UsageError(
                     f"{method.name} is for segmentation, and this data is for {name}",
@@ -28,7 +29,7 @@ def check_task(config: Config, task: str) -> None:
         return
     for where, what in _for_classes(config):
         raise UsageError(f"{what} is for classification, and this data is for {name}", where=where)
-    for method in config.distill.methods.entries:
+    for method in entries:
         if not fits(type(method), name):
             from edgekd.distill.method import METHODS
 

@@ -147,6 +147,6 @@ def test_what_is_for_classes_alone_is_refused_with_its_key(key, value, told):
 
 def test_methods_that_work_are_named():
     with pytest.raises(UsageError) as caught:
-        check_task(Config.model_validate({}), "regression")
+        check_task(Config.model_validate({"distill": {"methods": ["kd"]}}), "regression")
     assert "mse" in str(caught.value)
     assert "dkd" not in str(caught.value)

@@ -37,7 +37,7 @@ class BYOT(Scheme):
         config, dataset = workshop.config, workshop.dataset
         module = workshop.build(workshop.student)
         objective = OwnTeacher(
-            config.alpha, config.methods.entries,
+            *workshop.recipe,
             share=self.share, hint=self.hint, temperature=self.temperature,
         )  # fmt: skip
         example = dataset.tensor(dataset.train[:4])

@@ -66,7 +66,7 @@ class Online(Scheme):
         if not workshop.finished():
             peers = Peers([workshop.build(n, seed=k) for k, n in enumerate(networks)])
             objective = Mutual(
-                workshop.config.alpha, workshop.config.methods.entries,
+                *workshop.recipe,
                 peers=len(networks), weight=self.weight, temperature=self.temperature,
             )  # fmt: skip
             teacher = workshop.teacher if workshop.config.methods.entries else None

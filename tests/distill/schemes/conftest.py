@@ -91,7 +91,7 @@ class Lab:
         )
         train(
             module, dataset, Views(dataset, config.data.augment, config.data.seed),
-            objective or Objective(config.distill.alpha, config.distill.methods.entries),
+            objective or Objective(config.distill.labels_weight, config.distill.methods.entries),
             config.distill, seed=config.seed + seed, checkpoint=tmp_path / "by-hand.pt",
             progress=Silent(), name="by hand", teacher=teacher,
         )  # fmt: skip
