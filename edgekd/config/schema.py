@@ -953,7 +953,7 @@ class Config(Section):
     def _student_can_be_found(self) -> Config:
         if not self.student.auto:
             return self
-        if kind_of(self.teacher.model).Options is not None:
+        if "features" not in kind_of(self.teacher.model).provides:
             raise _at(
                 ("student", "model"),
                 f"auto makes the teacher's network smaller, and {self.teacher.model} only answers; name "
