@@ -192,10 +192,16 @@ class SchemeModel(Record):
 
 
 class SchemeReport(Record):
-    """`student/scheme.json`: what was trained on the way to the student, in order."""
+    """`student/scheme.json`: what was trained on the way to the student, in order.
+
+    `alpha` and `methods` (as `distill.methods` are written) are those that were learned by, where the
+    configuration left them to edgekd.
+    """
 
     scheme: str
     models: tuple[SchemeModel, ...]
+    alpha: float | None = None
+    methods: tuple[dict[str, object], ...] | None = None
 
 
 class ExportedFile(Record):

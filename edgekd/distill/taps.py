@@ -273,7 +273,8 @@ def stages(model: nn.Module, inputs: Tensor) -> list[str]:
     """The module that gives the last feature map (n, c, h, w) of each spatial size, large to small.
 
     Of transformers, whose tokens (n, tokens, c) keep their number, the blocks that end each third.
-    Found by running `inputs` once. Maps of 1×1 are left out: they are vectors.
+    Found by running `inputs` once. Maps of 1×1 are left out: they are vectors; so is what comes after a
+    smaller map, as in the decoder of a U-Net, which ends in the logits.
     """
     maps: dict[tuple[int, ...], str] = {}
     tokens: dict[str, str] = {}
@@ -282,6 +283,9 @@ def stages(model: nn.Module, inputs: Tensor) -> list[str]:
         if value.ndim == 3:
             tokens[path] = name
         elif value.ndim == 4 and min(value.shape[2:]) > 1:
+            smallest = min((math.prod(size) for size in maps), default=math.inf)
+            if math.prod(value.shape[2:]) > smallest:
+                return
             maps.pop(tuple(value.shape[2:]), None)
             maps[tuple(value.shape[2:])] = name
 

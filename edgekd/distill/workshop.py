@@ -22,7 +22,7 @@ from edgekd.distill import parallel
 from edgekd.distill.compute import autocast, teacher_precision
 from edgekd.distill.doctor import examine, gradient_line
 from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
-from edgekd.distill.method import FeatureMethod, Knowledge, Method
+from edgekd.distill.method import FeatureMethod, Knowledge, Method, MethodList
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective, hard_loss
 from edgekd.distill.suggest import suggested
@@ -426,9 +426,14 @@ class Workshop:
     def report(self) -> None:
         """`scheme.json`: what was trained on the way."""
         scheme = self.config.scheme.entry.name
-        SchemeReport(scheme=scheme, models=tuple(self.made)).write(
-            self.context.folder / "scheme.json"
-        )
+        alpha, methods = self.recipe
+        chosen = MethodList(methods).dump() if self.config.methods.auto else None
+        SchemeReport(
+            scheme=scheme,
+            models=tuple(self.made),
+            alpha=None if chosen is None else alpha,
+            methods=chosen,
+        ).write(self.context.folder / "scheme.json")
 
 
 def teacher_identity(run: Run) -> dict[str, str]:

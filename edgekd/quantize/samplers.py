@@ -45,9 +45,10 @@ def _pool(dataset: Dataset, random: np.random.Generator, count: int) -> np.ndarr
 
 
 def entropy(logits: Tensor) -> np.ndarray:
-    """−Σ p log p of each row, in nats."""
+    """−Σ p log p of each row, in nats; of maps the mean over pixels."""
     log_p = torch.log_softmax(logits.double(), dim=1)
-    values: np.ndarray = -(log_p.exp() * log_p).sum(dim=1).numpy()
+    entropies = -(log_p.exp() * log_p).sum(dim=1)
+    values: np.ndarray = entropies.reshape(len(logits), -1).mean(dim=1).numpy()
     return values
 
 
@@ -76,11 +77,15 @@ def k_center(features: np.ndarray, count: int) -> np.ndarray:
 
 
 def penultimate(model: nn.Module, dataset: Dataset, indices: np.ndarray) -> np.ndarray:
-    """What enters the model's last linear layer, (n, features); its logits where it has none."""
+    """What enters the model's last linear layer, (n, features).
+
+    Its logits where it has none, of maps their means.
+    """
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
     seen: list[Tensor] = []
     if not linear:
-        return predict(model, dataset, indices).numpy()
+        found = predict(model, dataset, indices)
+        return found.reshape(*found.shape[:2], -1).mean(dim=2).numpy()
 
     def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.append(inputs[0].flatten(1))

@@ -42,6 +42,11 @@ def render(contents: Contents) -> str:
     template = environment.from_string(source.read_text(encoding="utf-8"))
     config = contents.manifest.config
     recipe = {key: config[key] for key in _RECIPE if key in config}
+    scheme = contents.scheme
+    if scheme is not None and scheme.methods is not None:
+        # What `auto` was.
+        chosen = {"alpha": scheme.alpha, "methods": list(scheme.methods)}
+        recipe["distill"] = {**recipe["distill"], **chosen}
     return template.render(
         manifest=contents.manifest,
         config=config,

@@ -57,12 +57,19 @@ def _for_classes(config: Config) -> Iterator[tuple[str, str]]:
         yield "data.augment", "mixup and cutmix"
     if config.export.preprocessing == "fold":
         yield "export.preprocessing", "fold"
+    if config.export.output != "logits":
+        yield "export.output", config.export.output
     if config.export.ort:
         yield "export.ort", "a file in ORT format"
 
 
 def fits(method: type[Method], task: str) -> bool:
-    """Whether a method says something of this task: what only looks at features always does."""
+    """Whether a method says something of this task: what only looks at features does, where it has some."""
+    from edgekd.distill.method import FeatureMethod
+
+    place = method.place if issubclass(method, FeatureMethod) else ""
+    if task == SEGMENTATION and place in ("penultimate", "blocks"):
+        return False
     if method.needs <= {"features", "attentions"} and not method.labelled:
         return True
     return method.dense if task == SEGMENTATION else method.numbers

@@ -100,6 +100,7 @@ def spoil_mask(folder, array, mode=None):
     [
         (lambda d: (d / "masks/3.png").unlink(), "images/3.png: has no mask"),
         (lambda d: (d / "classes.txt").unlink(), "classes.txt: no such file"),
+        (lambda d: (d / "train/images").mkdir(parents=True), "has train/images/ and no test/images/"),
         (lambda d: (d / "classes.txt").write_text("a\n\nb\n"), "classes.txt:2"),
         (lambda d: (d / "classes.txt").write_text("a\nb\na\n"), "classes.txt:3"),
         (lambda d: (d / "classes.txt").write_text("a\n"), "names 1 classes"),

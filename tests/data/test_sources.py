@@ -62,7 +62,17 @@ def write_images(folder, classes=("cat", "dog"), each=6, size=(8, 10), mode="L",
 
 
 def test_the_sources_are_these():
-    assert SOURCES.names() == ["csv", "digits", "folder", "idx", "masks", "npz", "text", "ts"]
+    assert SOURCES.names() == [
+        "audio",
+        "csv",
+        "digits",
+        "folder",
+        "idx",
+        "masks",
+        "npz",
+        "text",
+        "ts",
+    ]
 
 
 def test_an_unknown_kind_suggests_the_nearest(tmp_path):

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 import edgekd
+from edgekd.distill.taps import stages
 from edgekd.errors import UsageError
 from edgekd.models.network import NETWORKS
 
@@ -34,6 +35,11 @@ def test_every_pixel_sees_far_around_it():
     x = torch.randn(1, 3, 16, 24, requires_grad=True)
     network(x)[0, :, 8, 12].sum().backward()
     assert (x.grad.abs().sum((0, 1)) > 0).float().mean() > 0.9
+
+
+def test_features_are_read_in_the_encoder_from_large_to_small():
+    network = make(width=4, depth=2)
+    assert stages(network, torch.randn(2, 3, 16, 24)) == ["down.0", "down.1", "down.2"]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from markdown_it import MarkdownIt
 from edgekd.artifacts import sha256_file
 from edgekd.report import model_card, sbom
 from edgekd.report.contents import read
+from edgekd.results import SchemeReport
 from tests.report.conftest import STAGES, rewrite
 from tests.report.test_html import HOSTILE
 
@@ -47,7 +48,17 @@ def test_the_card_has_the_figures_of_every_deployed_file(finished):
         assert f"\n## {heading}\n" in text
     assert "edgekd compress --example digits" in text
     assert "licence of the model | unknown |" in text
+    assert "methods: auto" in text
+
+
+def test_the_card_has_the_methods_that_auto_was(builder):
+    run = builder.build()
+    methods = ({"kd": {"temperature": 4.0, "weight": 0.9}},)
+    report = SchemeReport(scheme="offline", models=(), alpha=0.1, methods=methods)
+    report.write(run.path / "student/scheme.json")
+    text = card(run)
     assert "temperature: 4" in text
+    assert "methods: auto" not in text
 
 
 def test_memory_that_a_device_does_not_tell_is_not_known(builder):

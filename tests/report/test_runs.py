@@ -125,12 +125,13 @@ def test_runs_of_the_same_kind_have_no_warning(runs):
 def test_configuration_differences_are_listed_key_by_key(runs):
     manifest = runs[1].manifest
     config = json.loads(json.dumps(manifest.config))
-    config["distill"]["methods"][0]["kd"]["temperature"] = 2.0
+    config["distill"]["methods"] = [{"kd": {"temperature": 2.0}}]
     config["profile"]["targets"] = ["local", "pi"]
     runs[1].write_manifest(manifest.model_copy(update={"config": config}))
     settings = {s.key: s.values for s in compared(runs).settings}
     assert settings == {
-        "distill.methods.0.kd.temperature": ("4.0", "2.0"),
+        "distill.methods": ('"auto"', "–"),
+        "distill.methods.0.kd.temperature": ("–", "2.0"),
         "profile.targets.1": ("–", '"pi"'),
     }
 

@@ -137,6 +137,8 @@ def test_quantiles_hold_the_share_of_samples_that_they_say(tmp_path):
         ("distill", {"scheme": "byot", "methods": []}, "scheme byot is for classification"),
         ("distill", {"transfer": {"labels": 0.5}, "methods": ["mse"]}, "a transfer set"),
         ("export", {"preprocessing": "fold"}, "fold is for classification"),
+        ("export", {"output": "softmax"}, "softmax is for classification"),
+        ("export", {"ort": True}, "ORT format is for classification"),
     ],
 )
 def test_what_is_for_classes_alone_is_refused_with_its_key(key, value, told):

@@ -48,7 +48,15 @@ class Masks:
 
         folder = existing(location, folder=True, kind="masks")
         classes = _class_names(folder / "classes.txt")
-        splits = ("train", "test") if (folder / "train/images").is_dir() else ("",)
+        splits: tuple[str, ...] = ("",)
+        if (folder / "train/images").is_dir():
+            splits = ("train", "test")
+            if not (folder / "test/images").is_dir():
+                raise UsageError(
+                    "has train/images/ and no test/images/",
+                    where=str(folder),
+                    fix="add test/, or put images/ and masks/ into the folder itself: edgekd splits them",
+                )
         files = [
             (path, _mask_of(path, folder / split), split == "test")
             for split in splits

@@ -69,7 +69,7 @@ def test_kd_of_maps_is_the_mean_over_pixels():
 def test_only_what_holds_for_maps_is_for_segmentation():
     working = {name for name in METHODS.names() if fits(METHODS.get(name), "segmentation")}
     assert {"kd", "cwd", "hard", "logits", "fitnet", "at"} <= working
-    assert not {"dkd", "dist", "mlkd", "crd", "mse"} & working
+    assert not {"dkd", "dist", "mlkd", "crd", "mse", "rkd", "pkt", "cc", "tinybert"} & working
 
 
 def test_cwd_is_refused_for_classes_and_dkd_for_pixels():
