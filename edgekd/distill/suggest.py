@@ -1,7 +1,7 @@
 """What a student is distilled by where the configuration leaves it open: `distill.methods: auto`.
 
-Chosen by experiment: `benchmarks/results/cifar_table.md` for many classes, `benchmarks/results/digits.md`
-for few, the examples for other tasks.
+By experiment for many classes (`benchmarks/results/cifar_table.md`, a short schedule) and for few
+(`benchmarks/results/digits.md`); for other tasks what their examples do well with.
 """
 
 from __future__ import annotations
