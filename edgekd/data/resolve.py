@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+# For tasks without classes.
+_FEWEST = 20
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Samples and their splits. `train`, `validation`, `test` are sorted, disjoint indices (int64).
@@ -105,6 +109,11 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
     samples = source.load(location, located(config, base))
     _check(samples, config)
     strata = of(samples.task).strata(samples.labels)
+    if samples.task != CLASSIFICATION and len(strata) < _FEWEST:
+        raise UsageError(
+            f"has {len(strata)} samples; at least {_FEWEST} are needed to train, select and test",
+            where=f"data.source {config.source}",
+        )
     names = samples.classes if samples.task == CLASSIFICATION else ("all",)
     splits = split(strata, names, samples.test, config, seed)
     return Dataset(

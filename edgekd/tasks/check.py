@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgekd.errors import UsageError
-from edgekd.tasks.task import CLASSIFICATION
+from edgekd.tasks.task import CLASSIFICATION, TASKS, of
 
 if TYPE_CHECKING:
     from edgekd.config.schema import Config
@@ -18,6 +18,7 @@ SEGMENTATION = "segmentation"
 def check_task(config: Config, task: str) -> None:
     """`task` is that of the data. Raises UsageError with the key that does not go with it."""
     name = task.partition(":")[0]
+    _check_budgets(config, task)
     entries = () if config.distill.methods.auto else config.distill.methods.entries
     if name == CLASSIFICATION:
         for method in entries:
@@ -38,6 +39,25 @@ def check_task(config: Config, task: str) -> None:
                 f"{method.name} is not for {name}",
                 where="distill.methods",
                 fix=f"methods for {name}: {', '.join(known)}",
+            )
+
+
+def _check_budgets(config: Config, task: str) -> None:
+    """A budget on the score of another task would only be found unanswered at the end."""
+    own = of(task)
+    scores = {TASKS.get(name).metric for name in TASKS.names()}
+    for i, budget in enumerate(config.gate.budgets):
+        score = budget.metric.removesuffix("_drop")
+        of_classes = budget.metric == "class_recall" and own.name != CLASSIFICATION
+        if (
+            of_classes
+            or (score in scores and score != own.metric)
+            or (budget.metric == "agreement" and not own.top1)
+        ):
+            raise UsageError(
+                f"{budget.metric} is not of {own.name}",
+                where=f"gate.budgets.{i}",
+                fix=f"its score is {own.metric}: {own.metric} and {own.metric}_drop",
             )
 
 

@@ -14,7 +14,7 @@ RANDOM = np.random.default_rng(0)
 CLASSES = "sky\nroad\ncar\n"
 
 
-def write(folder, count=12, size=(8, 10), splits=("",), palette=False):
+def write(folder, count=20, size=(8, 10), splits=("",), palette=False):
     (folder / "classes.txt").parent.mkdir(parents=True, exist_ok=True)
     (folder / "classes.txt").write_text(CLASSES)
     for split in splits:
@@ -47,7 +47,7 @@ def test_pictures_and_the_classes_of_their_pixels(tmp_path, palette):
     write(folder, palette=palette)
     dataset = read(folder)
     assert (dataset.task, dataset.classes) == ("segmentation", ("sky", "road", "car"))
-    assert dataset.inputs.shape == (12, 3, 8, 10)
+    assert dataset.inputs.shape == (20, 3, 8, 10)
     assert (dataset.labels[:, 0, 0] == -1).all()
     # A picture's grey is its class times 40.
     inside = dataset.labels >= 0
@@ -57,7 +57,7 @@ def test_pictures_and_the_classes_of_their_pixels(tmp_path, palette):
 def test_a_test_split_of_its_own(tmp_path):
     write(tmp_path / "d", splits=("train", "test"))
     dataset = read(tmp_path / "d")
-    assert [dataset.ids[i].split("/")[0] for i in dataset.test] == ["test"] * 12
+    assert [dataset.ids[i].split("/")[0] for i in dataset.test] == ["test"] * 20
 
 
 def test_masks_are_resized_to_the_nearest_pixel(tmp_path):

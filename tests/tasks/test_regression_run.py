@@ -136,6 +136,17 @@ def test_quantiles_hold_the_share_of_samples_that_they_say(tmp_path):
         ("teacher", {"model": "records:a.npz"}, "a teacher of records: is for classification"),
         ("distill", {"scheme": "byot", "methods": []}, "scheme byot is for classification"),
         ("distill", {"transfer": {"labels": 0.5}, "methods": ["mse"]}, "a transfer set"),
+        (
+            "gate",
+            {"budgets": [{"metric": "accuracy_drop", "max": "1 point"}]},
+            "is not of regression",
+        ),
+        (
+            "gate",
+            {"budgets": [{"metric": "agreement", "min": "90 %"}]},
+            "its score is r2: r2 and r2_",
+        ),
+        ("gate", {"budgets": [{"metric": "miou", "min": "90 %"}]}, "miou is not of regression"),
         ("export", {"preprocessing": "fold"}, "fold is for classification"),
         ("export", {"output": "softmax"}, "softmax is for classification"),
         ("export", {"ort": True}, "ORT format is for classification"),
