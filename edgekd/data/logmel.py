@@ -11,6 +11,7 @@ import json
 import sys
 import wave
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -44,7 +45,7 @@ class LogMel:
         starts = np.arange(self.frames)[:, None] * self.hop + np.arange(self.window)
         windows = x[..., starts] * np.hanning(self.window + 1)[:-1]
         power = np.abs(np.fft.rfft(windows, self.transform, axis=-1)) ** 2 / self.window
-        energy = power @ self.filters().T
+        energy = power @ self.filters.T
         features: np.ndarray = np.log(np.maximum(energy, FLOOR)).astype(np.float32)
         return features
 
@@ -53,6 +54,7 @@ class LogMel:
         """Points of the Fourier transform: the next power of two."""
         return int(2 ** np.ceil(np.log2(self.window)))
 
+    @cached_property
     def filters(self) -> np.ndarray:
         """(mels, transform/2 + 1): triangles whose corners are evenly spaced in mel."""
         first, last = 2595 * np.log10(1 + np.array([self.low, self.high]) / 700)
@@ -79,9 +81,13 @@ def read_wav(path: str) -> tuple[np.ndarray, int]:
                 )
             data = file.readframes(count)
     except (wave.Error, EOFError) as error:
-        raise ValueError(f"is no WAV file of PCM samples: {error or 'it ends too early'}") from None
+        raise ValueError(
+            f"is no WAV file of PCM samples: {str(error) or 'it ends too early'}"
+        ) from None
     if len(data) < 2 * count:
         raise ValueError(f"ends after {len(data) // 2} of {count} samples")
+    if not count:
+        raise ValueError("has no samples")
     return np.frombuffer(data, "<i2").astype(np.float32) / 32768, rate
 
 

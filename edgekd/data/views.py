@@ -37,6 +37,13 @@ class Views:
                 f"these inputs have the shape {dataset.input.shape}",
                 where="data.augment",
             )
+        self.sound = dataset.front_end is not None
+        if self.sound and (augment.flip or augment.colour > 0):
+            raise UsageError(
+                "flip and colour are for pictures: a spectrogram has frequencies from low to high, and "
+                "logarithms of energies",
+                where="data.augment",
+            )
         self.dataset, self.augment, self.seed = dataset, augment, seed
         # Labels of pixels move with them.
         self.moves = dataset.labels.ndim == 3 and bool(augment.crop or augment.flip)
@@ -124,7 +131,9 @@ class Views:
         if self.augment.flip:
             mirrored = (self._bits(samples, view, MIRRORED) & 1).bool()
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        padded = F.pad(raw, (crop, crop, crop, crop), value=outside)
+        # The nearest values come into a spectrogram: 0 is loud there.
+        around = {"mode": "replicate"} if self.sound else {"value": outside}
+        padded = F.pad(raw, (crop, crop, crop, crop), **around)
         return padded[
             self._range(n)[:, None, None, None],
             self._range(channels)[None, :, None, None],

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from edgekd.config.schema import Data
+from edgekd.config.schema import Augment, Data
 from edgekd.data.logmel import FLOOR, LogMel
 from edgekd.data.resolve import load
+from edgekd.data.views import Views
 from edgekd.errors import UsageError
 
 RATE = 8000
@@ -114,8 +115,26 @@ def test_the_listed_clips_are_the_test_split(folder):
     (folder / "testing_list.txt").write_text("low/1.wav\nhigh/3.wav\n")
     dataset = read(folder)
     assert sorted(dataset.ids[i] for i in dataset.test) == ["high/3.wav", "low/1.wav"]
+    (folder / "testing_list.txt").write_text("low/1.wav\nhigh/3.wav\nunheard/0.wav\n")
+    assert len(read(folder).test) == 2
     (folder / "testing_list.txt").write_text("low/1.wav\nlow/99.wav\n")
     assert "testing_list.txt:2: there is no clip 'low/99.wav'" in refused(folder)
+
+
+def test_what_comes_in_at_the_edge_of_a_shifted_spectrogram_is_what_is_near(folder):
+    dataset = read(folder)
+    views = Views(dataset, Augment(crop=3, views=4), 0)
+    plain = dataset.tensor(dataset.train)
+    for view in range(4):
+        shifted = views.batch(dataset.train, view)
+        assert shifted.min() >= plain.min()
+        assert shifted.max() <= plain.max()
+
+
+@pytest.mark.parametrize("augment", [{"flip": True}, {"colour": 0.2}])
+def test_what_is_for_pictures_is_refused(folder, augment):
+    with pytest.raises(UsageError, match="flip and colour are for pictures"):
+        Views(read(folder), Augment(**augment), 0)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +145,8 @@ def test_the_listed_clips_are_the_test_split(folder):
         (lambda p: say(p, tone(300), width=1), "has 1 channels of 8 bits"),
         (lambda p: p.write_bytes(p.read_bytes()[:4000]), "ends after"),
         (lambda p: p.write_bytes(b"RIFF"), "no WAV file"),
-        (lambda p: p.write_bytes(b""), "no WAV file"),
+        (lambda p: p.write_bytes(b""), "no WAV file of PCM samples: it ends too early"),
+        (lambda p: say(p, b""), "has no samples"),
         (lambda p: p.write_bytes(b"ID3" + bytes(900)), "no WAV file"),
     ],
 )  # fmt: skip

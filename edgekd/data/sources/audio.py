@@ -84,8 +84,10 @@ class Sound:
 def _clips(folder: Path) -> list[Path]:
     return sorted(
         path
-        for path in folder.glob("*/*.wav")
-        if not path.parent.name.startswith(("_", ".")) and not path.name.startswith(".")
+        for path in folder.glob("*/*")
+        if path.suffix.lower() == ".wav"
+        and not path.parent.name.startswith(("_", "."))
+        and not path.name.startswith(".")
     )
 
 
@@ -107,7 +109,7 @@ def _front_end(audio: Audio, rate: int) -> LogMel:
             where="data.audio.window",
         )
     front_end = LogMel(rate, length, window, hop, audio.mels, float(audio.low), float(high))
-    empty = int((front_end.filters().sum(axis=1) == 0).sum())
+    empty = int((front_end.filters.sum(axis=1) == 0).sum())
     if empty:
         raise UsageError(
             f"{empty} of {audio.mels} filters are narrower than the {rate / front_end.transform:.0f} Hz "
@@ -119,7 +121,7 @@ def _front_end(audio: Audio, rate: int) -> LogMel:
 
 
 def _test_split(folder: Path, ids: tuple[str, ...]) -> np.ndarray | None:
-    """Marks the clips of testing_list.txt, where there is one."""
+    """Marks the clips of testing_list.txt, where there is one; it may name words that are not there."""
     import numpy as np
 
     path = folder / TEST
@@ -128,7 +130,8 @@ def _test_split(folder: Path, ids: tuple[str, ...]) -> np.ndarray | None:
     known = set(ids)
     named = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(named, 1):
-        if line.strip() and line.strip() not in known:
+        word = folder / Path(line.strip()).parent.name
+        if line.strip() and line.strip() not in known and word.is_dir():
             raise UsageError(f"there is no clip {line.strip()!r:.80}", where=f"{path}:{number}")
     wanted = {line.strip() for line in named}
     return np.array([name in wanted for name in ids])

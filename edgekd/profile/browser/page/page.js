@@ -10,7 +10,16 @@ const ALIVE_MILLISECONDS = 5000;
 
 let session = null;
 
-async function post(path, body) {
+// One after the other: what ends the measurement must be the last that edgekd hears of it.
+let before = Promise.resolve();
+
+function post(path, body) {
+  const sent = before.then(() => send(path, body));
+  before = sent.catch(() => {});
+  return sent;
+}
+
+async function send(path, body) {
   const response = await fetch(new URL(path, session ?? location.href), {
     method: "POST",
     headers: { "Content-Type": "application/json" },
