@@ -16,7 +16,7 @@ from edgekd.distill.method import MethodList
 from edgekd.distill.scheme import SchemeChoice
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
-from edgekd.results import Variant
+from edgekd.results import SCORES, Variant
 from edgekd.teachers.teacher import check_methods, kind_of, options
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -672,17 +672,10 @@ _USER_METRIC = r"^user\.[A-Za-z][A-Za-z0-9_]{0,63}$"
 UserMetric = Annotated[str, Field(pattern=_USER_METRIC)]
 
 DIMENSIONS: dict[str, Dimension] = {
-    "accuracy": "share",
-    "accuracy_drop": "points",
+    **dict.fromkeys(SCORES, "share"),
+    **{f"{score}_drop": "points" for score in SCORES},
     "class_recall": "share",
     "agreement": "share",
-    # Other tasks' scores: `tasks/`.
-    "r2": "share",
-    "r2_drop": "points",
-    "r1": "share",
-    "r1_drop": "points",
-    "miou": "share",
-    "miou_drop": "points",
     "latency_p50": "time",
     "latency_p90": "time",
     "latency_p95": "time",
@@ -701,6 +694,11 @@ DIMENSIONS: dict[str, Dimension] = {
     "memory_vs_baseline": "ratio",
     "size_vs_baseline": "ratio",
 }
+
+
+HIGHER_IS_BETTER = frozenset(
+    (*SCORES, "class_recall", "agreement", "throughput", "speedup", "memory_ratio", "compression")
+)
 
 
 def dimension(metric: str) -> Dimension:

@@ -7,6 +7,8 @@ finds out in milliseconds.
 from __future__ import annotations
 
 import functools
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -83,6 +85,16 @@ def content_hash(path: Path) -> str:
 @functools.cache
 def _content_hash(path: Path, size: int, mtime_ns: int) -> str:
     return sha256_file(path)
+
+
+def listing_hash(folder: Path, paths: Iterable[Path]) -> str:
+    """Hash of names, sizes and times of change: a large folder is not read to find it unchanged."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat()
+        line = f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def number_classes(labels: np.ndarray, *, where: str) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -8,13 +8,10 @@ from edgekd.config import units
 from edgekd.config.schema import Budget, Gate, dimension
 from edgekd.errors import UsageError
 from edgekd.gate.figures import Figure
-from edgekd.results import QUANTIZED, Check, GateReport, Variant, Verdict
+from edgekd.results import QUANTIZED, SCORES, Check, GateReport, Variant, Verdict
 
 # Counts over a fixed test split: see `_verdict`.
-_COUNTED = (
-    "accuracy", "accuracy_drop", "agreement", "class_recall",
-    "r2", "r2_drop", "r1", "r1_drop", "miou", "miou_drop",
-)  # fmt: skip
+_COUNTED = (*SCORES, *(f"{score}_drop" for score in SCORES), "agreement", "class_recall")
 # More than two processes of the same file differ by.
 _BETWEEN_PROCESSES = 1.5
 

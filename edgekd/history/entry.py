@@ -8,7 +8,7 @@ from typing import Annotated, NamedTuple
 from pydantic import AfterValidator, AwareDatetime, Field, StringConstraints, field_validator
 
 from edgekd.artifacts import sha256_json
-from edgekd.config.schema import DIMENSIONS, dimension
+from edgekd.config.schema import DIMENSIONS, HIGHER_IS_BETTER, dimension
 from edgekd.config.units import Dimension
 from edgekd.results import Interval, Provenance, Record, Variant, Verdict
 
@@ -19,21 +19,6 @@ Text = Annotated[str, StringConstraints(max_length=LONGEST_TEXT, pattern=_PRINTA
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{7,64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
-
-_HIGHER_IS_BETTER = frozenset(
-    {
-        "accuracy",
-        "r2",
-        "r1",
-        "miou",
-        "class_recall",
-        "agreement",
-        "throughput",
-        "speedup",
-        "memory_ratio",
-        "compression",
-    }
-)
 
 
 def _utc_second(value: datetime.datetime) -> datetime.datetime:
@@ -77,7 +62,7 @@ class Key(NamedTuple):
 
         That is so of the metrics of the user's function.
         """
-        return self.metric in _HIGHER_IS_BETTER if self.metric in DIMENSIONS else None
+        return self.metric in HIGHER_IS_BETTER if self.metric in DIMENSIONS else None
 
     @property
     def figure(self) -> str:

@@ -35,14 +35,12 @@ class Scaled(nn.Module):
         return y
 
 
-def scale_outputs(module: nn.Module, scale: OutputScale) -> bool:
-    """Give `module` this head in place of its last linear layer; False where that has other outputs."""
+def scale_outputs(module: nn.Module, scale: OutputScale) -> None:
+    """Give `module` this head in place of its last linear layer, unless that has other outputs."""
     found = list(_linears(module))
-    if not found or found[-1][2].out_features != len(scale.mean):
-        return False
-    parent, name, linear = found[-1]
-    setattr(parent, name, Scaled(linear, scale))
-    return True
+    if found and found[-1][2].out_features == len(scale.mean):
+        parent, name, linear = found[-1]
+        setattr(parent, name, Scaled(linear, scale))
 
 
 def scale_of(module: nn.Module) -> OutputScale | None:

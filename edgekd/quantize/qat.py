@@ -71,8 +71,8 @@ def train_quantized(
     model = fake_quantized(student, recipe, list(dataset.tensor(chosen)[:, None]), types)
     before = _accuracy(model, context)
     untrained = {name: value.clone() for name, value in model.state_dict().items()}
-    objective = _objective(context)
     workshop = Workshop(context)
+    objective = _objective(workshop)
     # The student has been examined; a step further is no new distillation.
     workshop.config = workshop.config.model_copy(update={"doctor": False})
     history = workshop.train(
@@ -112,12 +112,12 @@ def _used(recipe: Recipe, context: Context) -> Recipe:
     return recipe.model_copy(update=unused)
 
 
-def _objective(context: Context) -> Objective:
+def _objective(workshop: Workshop) -> Objective:
     """The distillation loss, less what would have to begin anew.
 
     Methods that only initialise are done; on features, their regressors were not kept.
     """
-    alpha, entries = Workshop(context).recipe
+    alpha, entries = workshop.recipe
     methods = tuple(
         method.model_copy(update={"warmup": 0})
         for method in entries
@@ -125,8 +125,8 @@ def _objective(context: Context) -> Objective:
     )
     left_out = [m.name for m in entries if m.name not in {k.name for k in methods}]
     if left_out:
-        context.progress.say(f"  without {', '.join(left_out)}: it would have to begin anew")
-    hard = hard_loss(context.dataset)
+        workshop.say(f"without {', '.join(left_out)}: it would have to begin anew")
+    hard = hard_loss(workshop.dataset)
     return Objective(alpha or float(not methods), methods, hard)
 
 

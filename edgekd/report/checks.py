@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgekd.config.schema import dimension
 from edgekd.report.comparison import Value
-from edgekd.results import Check, Edge, GateReport, InputCase, Parity, Verdict, VerifyReport
+from edgekd.results import SCORES, Check, Edge, GateReport, InputCase, Parity, Verdict, VerifyReport
 
 _WORDS: dict[Verdict, str] = {"pass": "pass", "fail": "FAIL", "inconclusive": "inconclusive"}
 _NAMES = {
@@ -12,13 +12,8 @@ _NAMES = {
     "latency_p90": "latency p90",
     "latency_p95": "latency p95",
     "latency_p99": "latency p99",
-    "accuracy_drop": "accuracy drop",
-    "r2": "R²",
-    "r2_drop": "R² drop",
-    "r1": "R¹",
-    "r1_drop": "R¹ drop",
-    "miou": "mean IoU",
-    "miou_drop": "mean IoU drop",
+    **SCORES,
+    **{f"{metric}_drop": f"{score} drop" for metric, score in SCORES.items()},
     "class_recall": "recall of every class",
     "latency_vs_baseline": "latency against the baseline",
     "accuracy_vs_baseline": "accuracy drop against the baseline",

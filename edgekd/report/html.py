@@ -83,6 +83,7 @@ def render(run: Run) -> str:
         operators=operators.section(contents),
         quantization=quantization.section(contents),
         score=contents.score,
+        score_title=contents.score[0].upper() + contents.score[1:],
         per_class=classes.accuracy_plot(contents),
         changes=tuple(_changes(contents, answers)),
         examples=_examples(contents, run, answers),

@@ -66,12 +66,6 @@ class Side:
                 return Value(p.accuracy.value, "share", p.accuracy.interval)
         return None
 
-    @property
-    def score(self) -> str | None:
-        """What its task calls the score."""
-        found = self.contents.verify.files if self.contents.verify else ()
-        return found[0].accuracy.name if found else None
-
     def file(self, place: Place) -> ExportedFile | None:
         """The file itself."""
         wanted = (place.format, place.role, place.variant)
@@ -204,8 +198,10 @@ def _lines(sides: Sequence[Side], place: Place) -> Iterator[Line]:
     accuracies = tuple(side.accuracy(place) for side in sides)
     if any(accuracies):
         changes = (_accuracy_change(sides[0], side, place) for side in sides[1:])
-        names = {side.score for side in sides if side.score}
-        yield Line(f"test {' or '.join(sorted(names)) or 'accuracy'}", accuracies, (None, *changes))
+        names = {
+            side.contents.score for side, value in zip(sides, accuracies, strict=True) if value
+        }
+        yield Line(f"test {' or '.join(sorted(names))}", accuracies, (None, *changes))
     if any(measured):
         latencies = [
             Value(m.latency.p50, "time", m.latency.p50_interval) if m else None for m in measured

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from edgekd.errors import UsageError
-from edgekd.tasks.task import CLASSIFICATION, TASKS, of
+from edgekd.results import SCORES
+from edgekd.tasks.task import CLASSIFICATION, of
 
 if TYPE_CHECKING:
     from edgekd.config.schema import Config
@@ -45,13 +46,12 @@ def check_task(config: Config, task: str) -> None:
 def _check_budgets(config: Config, task: str) -> None:
     """A budget on the score of another task would only be found unanswered at the end."""
     own = of(task)
-    scores = {TASKS.get(name).metric for name in TASKS.names()}
     for i, budget in enumerate(config.gate.budgets):
         score = budget.metric.removesuffix("_drop")
         of_classes = budget.metric == "class_recall" and own.name != CLASSIFICATION
         if (
             of_classes
-            or (score in scores and score != own.metric)
+            or (score in SCORES and score != own.metric)
             or (budget.metric == "agreement" and not own.top1)
         ):
             raise UsageError(

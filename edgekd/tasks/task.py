@@ -13,7 +13,7 @@ import numpy as np
 
 from edgekd.errors import UsageError
 from edgekd.registry import Registry
-from edgekd.results import Accuracy, Interval
+from edgekd.results import SCORES, Accuracy, Interval
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,15 +26,19 @@ class Task:
     """`outputs` are what networks give, (n, …); `labels` (n, …) what is right; both of one data set."""
 
     name: ClassVar[str]
-    # In budgets METRIC and METRIC_drop; for people; of the term in the loss.
+    # Of the score, one of `results.SCORES` (budgets are on METRIC and METRIC_drop); of the term in the loss.
     metric: ClassVar[str]
-    label: ClassVar[str]
     term: ClassVar[str]
     # Whether there is a best class, of which teacher and student can say the same.
     top1: ClassVar[bool] = True
 
     def __init__(self, argument: str = "") -> None:
         """`argument` is what follows the name and a colon in `Dataset.task`."""
+
+    @property
+    def label(self) -> str:
+        """The score as people say it."""
+        return SCORES[self.metric]
 
     def shape(self, classes: int, inputs: tuple[int, ...]) -> tuple[int, ...]:
         """Of the outputs for one sample of shape `inputs`."""

@@ -4,12 +4,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Audio, Data
-from edgekd.data.source import Samples, existing, source
+from edgekd.data.source import Samples, existing, listing_hash, source
 from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -28,15 +27,9 @@ class Sound:
     """
 
     def fingerprint(self, location: Path | None) -> str:
-        """Hash of names, sizes and times of change, as of a folder of images."""
+        """Of the files' names, sizes and times of change."""
         folder = existing(location, folder=True, kind="audio")
-        digest = hashlib.sha256()
-        for path in [*_clips(folder), folder / TEST]:
-            if path.is_file():
-                stat = path.stat()
-                line = f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-                digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return listing_hash(folder, filter(Path.is_file, [*_clips(folder), folder / TEST]))
 
     def load(self, location: Path | None, config: Data) -> Samples:
         """Every clip, cut or filled with silence to `data.audio.seconds`."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Data
-from edgekd.data.source import Samples, existing, source
+from edgekd.data.source import Samples, existing, listing_hash, source
 from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,14 +24,9 @@ class Folder:
     """Classes are the sub-folders in alphabetical order. All images grey: one channel; else RGB."""
 
     def fingerprint(self, location: Path | None) -> str:
-        """Hash of names, sizes and times of change: a large folder is not read to find it unchanged."""
+        """Of the files' names, sizes and times of change."""
         folder = existing(location, folder=True, kind="folder")
-        digest = hashlib.sha256()
-        for path in sorted(images_below(folder)):
-            stat = path.stat()
-            line = f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-            digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        return listing_hash(folder, sorted(images_below(folder)))
 
     def load(self, location: Path | None, config: Data) -> Samples:
         """Every image as uint8, resized to `data.image_size` where it is set."""

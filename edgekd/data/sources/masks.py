@@ -6,12 +6,11 @@ VOC (Everingham et al. 2010) and Cityscapes. `classes.txt` names the classes, on
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Data
-from edgekd.data.source import Samples, existing, source
+from edgekd.data.source import Samples, existing, listing_hash, source
 from edgekd.data.sources.folder import (
     GREY,
     array_of,
@@ -32,15 +31,10 @@ class Masks:
     """Images as uint8 (n, channels, height, width), labels (n, height, width) int16, −1 for no class."""
 
     def fingerprint(self, location: Path | None) -> str:
-        """Hash of names, sizes and times of change, as of a folder of images."""
+        """Of the files' names, sizes and times of change."""
         folder = existing(location, folder=True, kind="masks")
-        digest = hashlib.sha256()
-        for path in [*sorted(images_below(folder)), folder / "classes.txt"]:
-            if path.is_file():
-                stat = path.stat()
-                line = f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
-                digest.update(line.encode(errors="surrogateescape"))
-        return digest.hexdigest()
+        paths = [*sorted(images_below(folder)), folder / "classes.txt"]
+        return listing_hash(folder, filter(Path.is_file, paths))
 
     def load(self, location: Path | None, config: Data) -> Samples:
         """Images are resized to `data.image_size` bilinearly, masks to the nearest pixel."""

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Classification(Task):
     """Top-1 accuracy; cross-entropy."""
 
-    metric, label, term = "accuracy", "accuracy", "cross_entropy"
+    metric, term = "accuracy", "cross_entropy"
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
         """Every class is in every split."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Quantile(Resampled):
     """R¹ (Koenker and Machado 1999), the share of the check loss that is explained; check loss."""
 
-    metric, label, term = "r1", "R¹", "check_loss"
+    metric, term = "r1", "check_loss"
     top1 = False
 
     def __init__(self, argument: str = "") -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 class Regression(Resampled):
     """R², the share of the labels' variance that is explained, mean over outputs; squared error."""
 
-    metric, label, term = "r2", "R²", "squared_error"
+    metric, term = "r2", "squared_error"
     top1 = False
 
     def loss(self, outputs: Tensor, labels: Tensor, scale: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class Segmentation(Resampled):
     """Mean over classes of intersection over union (Everingham et al. 2010); cross-entropy of pixels."""
 
-    metric, label, term = "miou", "mean IoU", "cross_entropy"
+    metric, term = "miou", "cross_entropy"
 
     def shape(self, classes: int, inputs: tuple[int, ...]) -> tuple[int, ...]:
         """A logit for every class at every pixel."""
