@@ -23,9 +23,14 @@ _UNWRITABLE = (
 
 
 def sha256_file(path: Path) -> str:
-    """The file's SHA-256 as 64 hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """The file's SHA-256 as 64 hexadecimal digits. Raises UsageError where it may not be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except PermissionError as error:
+        raise UsageError(
+            f"cannot be read: {error.strerror}", where=str(path), fix="change its permissions"
+        ) from None
 
 
 def sha256_json(value: Any) -> str:

@@ -47,6 +47,14 @@ class Record(BaseModel):
                 fix="this file is not what edgekd wrote; delete it and run again",
             ) from None
 
+    @classmethod
+    def kept(cls, path: Path) -> Self | None:
+        """What was kept there to spare work; None where it is missing or damaged."""
+        try:
+            return cls.read(path)
+        except UsageError:
+            return None
+
     def write(self, path: Path) -> None:
         """Write as JSON, atomically."""
         write_json(path, self.model_dump(mode="json"))

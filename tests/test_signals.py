@@ -15,13 +15,46 @@ del first
 del second
 """
 TOLD_TO_END = """
-from edgekd.pipeline.line import terminable
+from edgekd.signals import terminable
 try:
     with terminable():
         signal.raise_signal(signal.SIGTERM)
 except KeyboardInterrupt:
     print("heard")
 """
+# What is raised in a destructor is lost.
+LOST = """
+import signal
+class Deaf:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+"""
+LOST_AT_FIRST = (
+    LOST
+    + """
+from edgekd.signals import terminable
+try:
+    with terminable():
+        Deaf()
+        print("went on")
+except KeyboardInterrupt:
+    print("heard")
+"""
+)
+LOST_BEFORE_A_TRAINING = (
+    LOST
+    + """
+from edgekd.distill.trainer import _stop_signals
+from edgekd.signals import terminable
+try:
+    with terminable():
+        Deaf()
+        with _stop_signals() as stop:
+            print("heard" if stop.is_set() else "not heard")
+except KeyboardInterrupt:
+    pass
+"""
+)
 STOPPED_IN_A_TRAINING = """
 from edgekd.distill.trainer import _stop_signals
 with _stop_signals() as stop:
@@ -37,6 +70,13 @@ def run(program):
 @pytest.mark.parametrize("program", [TOLD_TO_END, STOPPED_IN_A_TRAINING])
 def test_a_signal_after_openvino_is_heard(program):
     done = run(AFTER_OPENVINO + program)
+    assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
+
+
+def test_an_interrupt_that_python_drops_is_heard_later():
+    done = run(LOST_AT_FIRST)
+    assert (done.returncode, done.stdout) == (0, "went on\nheard\n"), done.stderr
+    done = run(LOST_BEFORE_A_TRAINING)
     assert (done.returncode, done.stdout) == (0, "heard\n"), done.stderr
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgekd.cli.line import print_json, resolve
+from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
     from edgekd.config.schema import Config
@@ -56,7 +57,8 @@ def command(
     The teacher is trained or loaded once. Networks smaller than it are costed on the budgeted targets
     before any training; those that can meet the budgets are distilled for a while, the better ones on, and
     the winner is written as a configuration that `edgekd compress` takes, which finishes its training.
-    After Ctrl-C the same command goes on. Exit code 1: none meets the budgets; the closest is written.
+    After Ctrl-C the same command goes on. Exit code 1: none meets the budgets; the closest is written,
+    trained or, where no candidate can meet those on cost, not.
     """
     from edgekd.pipeline.line import resolve_folder
     from edgekd.progress import default_progress
@@ -66,7 +68,13 @@ def command(
     if methods is not None:
         lists = [name.split("+") for name in methods.split(",")]
         given.append(f"search.methods={json.dumps(lists)}")
-    resolved, base, _ = resolve(config, example, ("student=auto", *overrides, *given), out)
+    try:
+        resolved, base, _ = resolve(config, example, ("student=auto", *overrides, *given), out)
+    except UsageError as error:
+        # That option nobody gave.
+        raise UsageError(
+            error.what.replace("--set student: ", ""), where=error.where, fix=error.fix
+        ) from None
     folder = out or Path("runs") / f"{resolved.name}{SUFFIX}"
     progress = default_progress(quiet)
     with contextlib.redirect_stdout(sys.stderr):
@@ -95,6 +103,11 @@ def _print(report: SearchReport, config: Config, folder: Path) -> None:
     from edgekd.search import front
     from edgekd.search.search import summary
 
+    page = folder / "search.html"
+    if report.closest is not None:
+        click.secho(summary(report), bold=True, fg="yellow")
+        click.echo(f"page: {page}\nthe closest, not trained: {report.best}")
+        return
     standings = report.best_point.standings if report.best_point else ()
     limits = [s.limit for s in standings if s.budget.startswith("latency_p50")]
     click.echo(front.drawn(report.points, limits[0] if limits else None))
@@ -115,4 +128,11 @@ def _print(report: SearchReport, config: Config, folder: Path) -> None:
     if report.costed_out:
         click.echo(f"{len(report.costed_out)} candidates were too dear to be trained")
     click.secho(summary(report), bold=True, fg="green" if report.found else "yellow")
-    click.echo(f"page: {folder / 'search.html'}\nnext: edgekd compress {report.best}")
+    click.echo(f"page: {page}\nnext: {shlex.join(_next(report, folder))}")
+
+
+def _next(report: SearchReport, folder: Path) -> list[str]:
+    """The command that goes on with the winner's training, which waits beside the search."""
+    command = ["edgekd", "compress", str(report.best)]
+    runs = folder.parent
+    return command if runs == Path("runs") else [*command, "--out", str(runs / report.name)]

@@ -762,6 +762,7 @@ class Budget(Section):
     def _one_limit(self) -> Budget:
         if (self.max is None) == (self.min is None):
             raise ValueError("give exactly one of max and min")
+        self._check_direction()
         if self.label is not None and self.metric != "class_recall":
             raise ValueError(f"label belongs to class_recall, not to {self.metric}")
         limit = units.parse(self.bound, dimension(self.metric))
@@ -775,6 +776,15 @@ class Budget(Section):
                 f"{self.bound!r} can never be a limit of {self.metric}{_hint(limit, most)}"
             )
         return self
+
+    def _check_direction(self) -> None:
+        """A limit on the good side would pass whatever is wrong."""
+        if self.metric.startswith("user."):
+            return
+        wrong, right = ("max", "min") if self.metric in HIGHER_IS_BETTER else ("min", "max")
+        if getattr(self, wrong) is not None:
+            better = "higher" if right == "min" else "lower"
+            raise ValueError(f"{better} is better of {self.metric}: write {right}, not {wrong}")
 
     @property
     def bound(self) -> str | float:
@@ -897,12 +907,13 @@ class Search(Section):
     )
 
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+
+
 class Config(Section):
     """One run of the assembly line."""
 
-    name: str = Field(
-        "run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Folder under runs/."
-    )
+    name: str = Field("run", pattern=_NAME, description="Folder under runs/.")
     seed: int = Field(0, ge=0, lt=2**31)
     data: Data = Field(default_factory=Data)
     teacher: Teacher = Field(default_factory=Teacher)
@@ -925,6 +936,16 @@ class Config(Section):
         max_length=200,
         description="Licence of the student, for its model card: an SPDX expression or a name.",
     )
+
+    @field_validator("name", mode="before")
+    @classmethod
+    def _names_a_folder(cls, value: Any) -> Any:
+        if isinstance(value, str) and not re.fullmatch(_NAME, value):
+            raise ValueError(
+                "should be at most 100 of a-z, A-Z, 0-9, '.', '_' and '-', the first a letter or digit, "
+                f"not {value!r:.120}"
+            )
+        return value
 
     @model_validator(mode="before")
     @classmethod

@@ -194,9 +194,14 @@ def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[
             yield f"{name} gives the student no gradient: it teaches nothing; check its weight and taps"
         elif norms[largest] > _OUTWEIGHED * norm:
             factor = float(f"{norms[largest] / norm:.1g}")
-            weight = weights.get(name, objective.alpha) * factor / _BALANCED
-            key = f"{name}.weight" if name in weights else "alpha"
+            if name not in weights and largest in weights:
+                # Of the labels: alpha is a share.
+                advice = f"try {largest}.weight: {weights[largest] * _BALANCED / factor:.2g}"
+            else:
+                weight = weights.get(name, objective.alpha) * factor / _BALANCED
+                key = f"{name}.weight" if name in weights else "alpha"
+                advice = f"try {key}: {weight:.2g}, or lower the other's"
             yield (
                 f"{name} is outweighed: its gradient is {factor:g} times smaller than that of {largest}; "
-                f"try {key}: {weight:.2g}, or lower the other's"
+                f"{advice}"
             )

@@ -33,7 +33,7 @@ from edgekd.errors import Interrupted, StageError
 from edgekd.models.weights import not_finite
 from edgekd.progress import Progress
 from edgekd.results import Computing, Epoch, History
-from edgekd.signals import forget_alternate_stack
+from edgekd.signals import forget_alternate_stack, told_to_end
 from edgekd.tasks.task import of
 
 # (inputs, sample indices, view number) -> the teacher's knowledge of that batch
@@ -476,6 +476,8 @@ def _stop_signals() -> Iterator[threading.Event]:
 
     forget_alternate_stack()
     previous = {s: signal.signal(s, request) for s in (signal.SIGINT, signal.SIGTERM)}
+    if told_to_end():
+        stop.set()
     try:
         yield stop
     finally:

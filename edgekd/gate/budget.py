@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from edgekd.config import units
 from edgekd.config.schema import Budget, Gate, dimension
 from edgekd.errors import UsageError
+from edgekd.gate.ahead import NEEDS_BASELINE
 from edgekd.gate.figures import Figure
 from edgekd.results import QUANTIZED, SCORES, Check, GateReport, Variant, Verdict
 
@@ -51,7 +52,7 @@ def _unanswered(
         return UsageError(
             f"{budget.metric} needs a baseline",
             where=where,
-            fix="give one with --baseline, or as gate.baseline: a run, or a .onnx or .xml file",
+            fix=NEEDS_BASELINE,
         )
     return UsageError(
         f"nothing was measured for {budget.metric} with runtime {budget.runtime or 'any'} on "

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgekd.artifacts import read_json, write_json
 from edgekd.data.tokenizer import INSTALL
 from edgekd.errors import UsageError
-from edgekd.models.weights import load_weights
+from edgekd.models.weights import load_weights, not_finite
 
 # How the network is built again, beside its model.safetensors.
 CONFIG = "model.config.json"
@@ -55,6 +55,7 @@ def read(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
                 use_safetensors=True,
                 trust_remote_code=False,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,
                 dtype=torch.float32,
             )
         except Exception as error:
@@ -64,7 +65,15 @@ def read(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
                 fix="it should be a sequence classifier that save_pretrained wrote, whose code is part "
                 "of transformers",
             ) from None
-    wrong = sorted(str(name) for name in (*info["missing_keys"], *info["mismatched_keys"]))
+    if info["mismatched_keys"]:
+        name, stored, wanted = sorted(info["mismatched_keys"])[0]
+        raise UsageError(
+            f"config.json and the weights are of different networks: {name} is {list(stored)} in the file "
+            f"and {list(wanted)} by the configuration",
+            where=place,
+            fix="save both anew, from one model, with save_pretrained",
+        )
+    wrong = sorted(map(str, info["missing_keys"]))
     if wrong:
         raise UsageError(
             f"its weights are not those of a {type(model).__name__}: {len(wrong)} are missing, such as "
@@ -72,6 +81,9 @@ def read(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
             where=place,
             fix="fine-tune it for this task first: a network without its classifier cannot teach",
         )
+    broken = not_finite(model.state_dict())
+    if broken is not None:
+        raise UsageError(f"{broken!r} has values that are not finite", where=place)
     return model, model.config.to_dict()
 
 

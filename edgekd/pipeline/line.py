@@ -6,9 +6,7 @@ import contextlib
 import datetime
 import shlex
 import shutil
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +16,12 @@ import edgekd
 from edgekd.artifacts import disk_errors, sha256_json
 from edgekd.config.schema import Config
 from edgekd.errors import EdgekdError, Interrupted, StageError, UsageError, Waiting
+from edgekd.gate.ahead import check_answerable
 from edgekd.pipeline import together
 from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.stages import LINE, NAMES, Context, Stage
 from edgekd.progress import Progress
-from edgekd.signals import forget_alternate_stack
+from edgekd.signals import terminable
 
 
 def run_line(
@@ -58,6 +57,7 @@ def run_line(
     if together.follows():
         together.follow(config, base, out)
         return run, done
+    check_ahead(config, base, until)
     if config.student.auto and until != NAMES[0]:
         from edgekd.search.search import chosen
 
@@ -104,6 +104,19 @@ def run_line(
             stages = {**stages, stage.name: finished[stage.name]}
             _write_manifest(run, kept, base, stages, command)
     return run, done
+
+
+def check_ahead(config: Config, base: Path, until: str) -> None:
+    """Ask every stage for its part of the configuration, and hold the budgets against all of it.
+
+    Raises UsageError for a file, recipe or target that is not there, and for a budget that nothing can
+    answer: hours of training come before the stage that would find it.
+    """
+    for stage in LINE[: NAMES.index(until) + 1]:
+        if not (stage.name == "distill" and config.student.auto):
+            stage.part(config, base)
+        if stage.name == "gate":
+            check_answerable(config, base)
 
 
 def _do(
@@ -183,20 +196,6 @@ def _user_errors(stage: str, folder: Path) -> Iterator[None]:
         raise StageError(
             f"out of memory in stage {stage}", fix="use a smaller batch_size"
         ) from None
-
-
-@contextlib.contextmanager
-def terminable() -> Iterator[None]:
-    """Treat SIGTERM, which schedulers send, like Ctrl-C."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    forget_alternate_stack()
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _withdraw(run: Run, stage: str) -> None:

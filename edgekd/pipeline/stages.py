@@ -117,11 +117,9 @@ def _teacher(config: Config, base: Path) -> dict[str, Any]:
     from edgekd.teachers.teacher import kind_of
 
     kind = kind_of(config.teacher.model)
-    return {
-        "data": data_part(config, base),
-        "kind": kind.kind,
-        **kind.identity(config, base),
-    }
+    # First: the data may be read by its tokenizer.
+    identity = kind.identity(config, base)
+    return {"data": data_part(config, base), "kind": kind.kind, **identity}
 
 
 def weights_path(teacher: Weighted, base: Path, where: str = "teacher.weights") -> Path:

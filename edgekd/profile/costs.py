@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -94,15 +94,18 @@ class Graph:
     guessed: tuple[str, ...]
 
 
-def read_graph(path: Path, batch_size: int = 1) -> Graph:
-    """The graph of an ONNX file for inputs of this batch size. Raises StageError."""
+def read_graph(path: Path, batch_size: int = 1, sample: Sequence[int] = ()) -> Graph:
+    """The graph of an ONNX file for inputs of this batch size, and of the shape `sample` where that is free.
+
+    Raises StageError.
+    """
     import onnx
 
     try:
         model = onnx.load(path, load_external_data=False)
         if not 0 < len(model.graph.node) <= _MOST_NODES:
             raise ValueError(f"it has {len(model.graph.node)} operators")
-        shapes, widths = _shapes(model, batch_size)
+        shapes, widths = _shapes(model, (batch_size, *sample))
         return _graph(model.graph, shapes, widths)
     except Exception as error:
         reason = (str(error).strip().splitlines() or [""])[0][:200]
@@ -201,7 +204,9 @@ def _inherited(
     return None
 
 
-def _shapes(model: onnx.ModelProto, batch_size: int) -> tuple[dict[str, Shape], dict[str, float]]:
+def _shapes(
+    model: onnx.ModelProto, given: Sequence[int]
+) -> tuple[dict[str, Shape], dict[str, float]]:
     """Shape and bytes per element of every tensor that shape inference finds."""
     import onnx
 
@@ -214,9 +219,9 @@ def _shapes(model: onnx.ModelProto, batch_size: int) -> tuple[dict[str, Shape], 
         dims = entry.type.tensor_type.shape.dim
         for position, dim in enumerate(dims):
             if not dim.HasField("dim_value"):
-                if position:
+                if position >= len(given):
                     raise ValueError(f"axis {position} of the input {entry.name!r} has no size")
-                dim.dim_value = batch_size
+                dim.dim_value = given[position]
     for entry in graph.output:
         entry.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph

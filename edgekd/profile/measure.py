@@ -114,7 +114,7 @@ def profile(
     )
     operators = None
     if settings.operators:
-        operators = operators_report(files, said, root, settings.batch_size)
+        operators = operators_report(files, said, root, settings.batch_size, example.shape[1:])
     return report, samples, operators
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,16 @@ Said = tuple[str, list[tuple[ExportedFile, str]], Mapping[str, Any], Provenance]
 
 
 def operators_report(
-    files: Iterable[ExportedFile], said: Iterable[Said], root: Path, batch_size: int
+    files: Iterable[ExportedFile],
+    said: Iterable[Said],
+    root: Path,
+    batch_size: int,
+    sample: Sequence[int] = (),
 ) -> OperatorsReport:
     """The costs of `files` (paths below `root`) and what every target said of their operators.
 
-    What is not available, of a file, a runtime or a device, becomes a note.
+    `sample` is the shape of one input, for files that take any. What is not available, of a file, a
+    runtime or a device, becomes a note.
     """
     notes: list[str] = []
     graphs: dict[tuple[str, str], Graph] = {}
@@ -69,7 +74,7 @@ def operators_report(
         if file.format != "onnx":
             continue
         try:
-            graph = read_graph(root / file.path, batch_size)
+            graph = read_graph(root / file.path, batch_size, sample)
         except StageError as error:
             notes.append(str(error))
             continue

@@ -135,6 +135,8 @@ def _standing(budget: Budget, place: str, value: float, interval: Interval | Non
         gap = (
             f"{units.format_quantity(abs(value - limit), 'points')} too "
             if of in ("points", "share")
+            else f"{missed:,.0f} times too "
+            if missed >= 100
             else f"{missed:.3g} times too "
         )
         text += f": {gap}{'much' if upper else 'little'}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -60,31 +60,12 @@ class Coster:
 
     def known(self, network: Model, where: str = "student") -> Costs | None:
         """What was found before on targets that all were attached, if it was."""
-        path = self._path(network, where, ())
-        return Costs.read(path) if path.is_file() else None
+        return Costs.kept(self._path(network, where, ()))
 
     @cached_property
     def away(self) -> tuple[str, ...]:
-        """Targets that have to be measured by hand or cannot be reached: their cost models speak for them.
-
-        Raises StageError where there is no cost model either.
-        """
-        found = []
-        for target in self.targets:
-            reason = None if target.predicted else _out_of_reach(target)
-            if reason is None:
-                continue
-            try:
-                cost_model_path(target, self.base)
-            except UsageError:
-                raise StageError(
-                    reason,
-                    where=f"target {target.name}",
-                    fix="attach it; or, to search without it, once while it is attached: edgekd targets "
-                    f"calibrate {target.name}",
-                ) from None
-            found.append(target.name)
-        return tuple(found)
+        """Targets that cost models have to speak for."""
+        return out_of_reach(self.targets, self.base)
 
     def costs(self, network: Model, where: str = "student") -> Costs:
         """Figures of the network's files in every runtime on every target that opens them.
@@ -96,8 +77,8 @@ class Coster:
         if known is not None:
             return known
         path = self._path(network, where, self.away)
-        if path.is_file():
-            return Costs.read(path)
+        if (known := Costs.kept(path)) is not None:
+            return known
         module = role.build(
             network, "student", self.dataset, seed=self.config.seed, base=self.base
         ).eval()
@@ -283,7 +264,30 @@ def places(config: Config, base: Path) -> list[Target]:
     ]
 
 
-def _out_of_reach(target: Target) -> str | None:
+def out_of_reach(targets: Sequence[Target], base: Path) -> tuple[str, ...]:
+    """Targets that have to be measured by hand or cannot be reached: their cost models speak for them.
+
+    Raises StageError where there is no cost model either.
+    """
+    found = []
+    for target in targets:
+        reason = None if target.predicted else _why_away(target)
+        if reason is None:
+            continue
+        try:
+            cost_model_path(target, base)
+        except UsageError:
+            raise StageError(
+                reason,
+                where=f"target {target.name}",
+                fix="attach it; or, to search without it, once while it is attached: edgekd targets "
+                f"calibrate {target.name}",
+            ) from None
+        found.append(target.name)
+    return tuple(found)
+
+
+def _why_away(target: Target) -> str | None:
     """Why candidates cannot be measured there one after the other, if they cannot."""
     if by_hand(target):
         return f"{target.name} is measured by hand, which no search can do for every candidate"

@@ -103,8 +103,20 @@ class Point(Record):
         return all(standing.holds for standing in self.standings)
 
 
+class Closest(Record):
+    """Of candidates of which none can meet the budgets on cost the one that misses least; not trained."""
+
+    candidate: str
+    method: str
+    variant: Variant
+    standings: tuple[Standing, ...]
+
+
 class SearchReport(Record):
-    """`search.json`. `winner` is the index of its point; `left` are budgets that only the gate can judge."""
+    """`search.json`. `winner` is the index of its point; `left` are budgets that only the gate can judge.
+
+    `closest` is there instead where the budgets on cost are out of reach, and so nothing was trained.
+    """
 
     name: str
     teacher: Accuracy | None
@@ -119,6 +131,7 @@ class SearchReport(Record):
     left: tuple[str, ...]
     notes: tuple[str, ...]
     best: str | None
+    closest: Closest | None = None
 
     @property
     def best_point(self) -> Point | None:

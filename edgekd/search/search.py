@@ -12,25 +12,28 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgekd.artifacts import atomic_path, disk_errors, sha256_json, write_text
 from edgekd.config.schema import Config, Distill, Student
 from edgekd.data.resolve import Dataset, load
 from edgekd.distill.method import METHODS, MethodList
-from edgekd.errors import EdgekdError, Interrupted, StageError, UsageError
-from edgekd.pipeline.line import resolve_folder, run_line, terminable
+from edgekd.errors import Interrupted, StageError, UsageError
+from edgekd.pipeline.line import check_ahead, resolve_folder, run_line
 from edgekd.pipeline.run import Run
 from edgekd.pipeline.stages import LINE
 from edgekd.progress import Progress
 from edgekd.results import Variant
 from edgekd.search import front
+from edgekd.search.best import check_best, write_best
 from edgekd.search.board import Board, board
 from edgekd.search.budgets import left, on_accuracy, on_cost, variants
-from edgekd.search.cost import ON_COST, Coster, quantized_variant
+from edgekd.search.cost import ON_COST, Coster, out_of_reach, places, quantized_variant
 from edgekd.search.engine import Engine, Failure, Job, engine_of
 from edgekd.search.halving import promoted, rung_epochs
 from edgekd.search.records import (
     Candidate,
+    Closest,
     Cost,
     Costs,
     Point,
@@ -41,6 +44,7 @@ from edgekd.search.records import (
 )
 from edgekd.search.space import candidates, relative
 from edgekd.search.trial import checkpoint, rung_path
+from edgekd.signals import terminable
 from edgekd.tasks.task import only_classes
 
 REPORT, PAGE = "search.json", "search.html"
@@ -60,8 +64,8 @@ def search(
     """Find the student for `config.gate.budgets`, in the folder `out`; `student` has to be auto.
 
     The winner, or the closest, is written to `best` as a configuration, and its training goes on in the
-    run folders `goes_on`. Raises UsageError for budgets that no candidate can meet and all that is wrong
-    with the configuration, StageError when every trial fails, Interrupted: the same call goes on.
+    run folders `goes_on`. Raises UsageError for all that is wrong with the configuration, StageError when
+    every trial fails or no device answers, Interrupted: the same call goes on.
     """
     if not config.student.auto:
         raise UsageError(
@@ -69,7 +73,18 @@ def search(
             where="student.model",
             fix="write `student: auto`",
         )
-    quantized_variant(config, base)
+    if (config.search.epochs or 0) > config.distill.epochs:
+        raise UsageError(
+            f"is {config.search.epochs}, and a whole training has {config.distill.epochs}",
+            where="search.epochs",
+            fix="distill.epochs is the length of the training; search.epochs may end trials before",
+        )
+    check_ahead(config, base, LINE[-1].name)
+    targets = places(config, base)
+    if best is not None:
+        check_best(best, base)
+    if not _has_teacher(out):
+        out_of_reach(targets, base)
     engine = engine_of(config.search.engine, config.search.jobs or _jobs(config))
     run, _ = run_line(
         config, base=base, out=out, until="teacher", progress=progress, command=command
@@ -79,15 +94,16 @@ def search(
         only_classes(dataset.task, what="edgekd search", where="data.source")
         work = _Search(config, base, run, progress, dataset)
         work.look()
-        work.train(engine)
+        if work.trials:
+            work.train(engine)
         report = work.report(None if best is None else relative(best, Path.cwd()))
         report.write(run.path / REPORT)
         from edgekd.search.page import render
 
         write_text(run.path / PAGE, render(report))
-        winner = work.winner(report)
+        winner = with_winner(config, base, report)
         if best is not None:
-            write_text(best, _yaml(winner, run.path))
+            write_best(best, _plain(winner), run.path / PAGE)
         for folder in goes_on:
             work.hand_over(report, winner, folder)
     return report
@@ -98,12 +114,18 @@ def chosen(
 ) -> tuple[Config, Config]:
     """`config` and what is kept of it with the student that a search beside the run `out` finds.
 
-    Raises like `search`.
+    Raises like `search`, and UsageError where no candidate can meet the budgets on cost.
     """
     folder = resolve_folder(config, out.with_name(f"{out.name}{SUFFIX}"))
     report = search(
         config, base=base, out=folder, progress=progress, goes_on=[out], command=command
     )
+    if report.closest is not None:
+        raise UsageError(
+            summary(report),
+            where="gate.budgets",
+            fix="allow more, search more candidates (search.candidates), or name a smaller student",
+        )
     progress.say(summary(report))
     winner = with_winner(config, base, report)
     return winner, with_winner(kept, base, report)
@@ -111,29 +133,37 @@ def chosen(
 
 def summary(report: SearchReport) -> str:
     """The winner, or the closest and what stands in the way."""
+    if report.closest is not None:
+        near, count = report.closest, len(report.candidates)
+        return (
+            f"none of {count} candidates can meet the budgets; the closest is {near.candidate}, "
+            f"{near.variant}: {_in_the_way(near.standings)}"
+        )
     point = report.best_point
-    if point is None:
-        return "no student"
+    assert point is not None
     text = f"{point.candidate}, {point.method}, {point.variant}: "
     text += f"{point.accuracy.value:.2%} of the validation split after {point.epochs} epochs"
     if report.found:
         return f"student: {text}"
-    wrong = "; ".join(s.text for s in point.standings if not s.holds)
+    wrong = _in_the_way(point.standings)
     return f"no student meets every budget; the closest is {text}; what stands in the way: {wrong}"
 
 
+def _in_the_way(standings: Sequence[Standing]) -> str:
+    return "; ".join(standing.text for standing in standings if not standing.holds)
+
+
 def with_winner(config: Config, base: Path, report: SearchReport) -> Config:
-    """The configuration with what was found in the place of auto."""
-    point = report.best_point
-    assert point is not None
-    trial = next(trial for trial in report.trials if trial.id == point.trial)
-    candidate = _named(report.candidates, trial.candidate)
-    found = _with(config, candidate, dict(_methods(config))[trial.method])
+    """The configuration with what was found, or is the closest, in the place of auto."""
+    chosen = report.best_point or report.closest
+    assert chosen is not None
+    candidate = _named(report.candidates, chosen.candidate)
+    found = _with(config, candidate, dict(_methods(config))[chosen.method])
     targets = [b.target for b in config.gate.budgets if b.target is not None]
     profile = config.profile.model_copy(
         update={"targets": list(dict.fromkeys([*config.profile.targets, *targets]))}
     )
-    if point.variant == "f32":
+    if chosen.variant == "f32":
         found = found.model_copy(update={"quantize": None})
     return found.model_copy(update={"profile": profile})
 
@@ -191,6 +221,7 @@ class _Search:
         self.costs: dict[str, Costs] = {}
         self.out: dict[str, str] = {}
         self.trials: list[_Trial] = []
+        self.finalists: list[_Trial] = []
         self.coster = Coster(config, base, run.path.parent, dataset)
         self.quantized = quantized_variant(config, base)
         search, distill = config.search, config.distill
@@ -219,8 +250,7 @@ class _Search:
         fit = [c for c in self.candidates if allowed[c.name]]
         said = f"  {len(fit)} of {len(self.candidates)} candidates can meet the budgets on cost"
         self.progress.say(said)
-        if not fit:
-            raise self._impossible()
+        self.closest = None if fit else self._closest()
         methods = _methods(self.config)
         count = max(1, self.config.search.trials // len(methods))
         for candidate in self._spread(fit, count):
@@ -262,34 +292,26 @@ class _Search:
         standings = self._standings(candidate, variant)
         return max(standings, key=lambda s: s.beyond, default=None)
 
-    def _impossible(self) -> EdgekdError:
-        """Of all candidates the one that is nearest to the budgets, and by how much it misses."""
+    def _closest(self) -> Closest:
+        """Of all candidates the one that is nearest to the budgets. Raises StageError where none ran."""
         possible = variants(self.config.gate.budgets, self.quantized)
         near = [
-            (standing.beyond, candidate.name, standing)
+            (standing.beyond, candidate.name, variant)
             for candidate in self.candidates
             for variant in possible
             if (standing := self._worst(candidate, variant)) is not None
         ]
         if not near:
             reasons = [costs.failed for costs in self.costs.values() if costs.failed]
-            return StageError(
+            raise StageError(
                 f"no candidate could be costed: {reasons[0] if reasons else 'none runs there'}",
                 where="target " + ", ".join(target.name for target in self.coster.targets),
                 fix="`edgekd targets check` asks whether the device can be measured",
             )
-        _, name, standing = min(near, key=lambda entry: entry[:2])
-        position = next(
-            i
-            for i, budget in enumerate(self.config.gate.budgets)
-            if budget.metric == standing.budget.partition(" ")[0]
-        )
-        return UsageError(
-            f"none of {len(self.candidates)} candidates can meet the budgets; the closest is {name}: "
-            f"{standing.text}",
-            where=f"gate.budgets.{position}",
-            fix="allow more, search more candidates (search.candidates), or name a smaller student",
-        )
+        _, name, variant = min(near)
+        standings = tuple(self._standings(_named(self.candidates, name), variant))
+        method, _ = _methods(self.config)[0]
+        return Closest(candidate=name, method=method, variant=variant, standings=standings)
 
     def _spread(self, fit: list[Candidate], count: int) -> list[Candidate]:
         """So many of them, evenly from the one nearest to the budget to the cheapest."""
@@ -384,11 +406,11 @@ class _Search:
     def _rung(self, engine: Engine, trials: list[_Trial], epochs: int, shown: Board) -> None:
         waiting: dict[str, _Trial] = {}
         for trial in trials:
-            path = rung_path(trial.folder, epochs)
-            if path.is_file():
-                trial.rungs.append(Rung.read(path))
-            else:
+            done = Rung.kept(rung_path(trial.folder, epochs))
+            if done is None:
                 waiting[trial.id] = trial
+            else:
+                trial.rungs.append(done)
         jobs = [self._job(trial, epochs) for trial in waiting.values()]
         self._show(shown, epochs, len(trials))
         if not jobs:
@@ -400,7 +422,7 @@ class _Search:
                     if outcome.kind == "usage":
                         raise outcome.error()
                     trial.failure = outcome
-                    self.progress.warn(f"{job.name}: {outcome.what}")
+                    self.progress.warn(f"{job.name}: {outcome.error()}")
                 else:
                     trial.rungs.append(outcome)
                 shown.told(job, epochs)
@@ -434,7 +456,7 @@ class _Search:
         points = self.points()
         found = max((p.accuracy.value for p in points), default=0.0)
         drawing = front.drawn(points, self.limit)
-        shown.show(drawing, rung=f"{trials} to epoch {epochs}", best=f"{found:.2%}")
+        shown.show(drawing, trials=f"{trials} to epoch {epochs}", best=f"{found:.2%}")
 
     # -- what came of it --------------------------------------------------------------------
 
@@ -511,17 +533,13 @@ class _Search:
             left=tuple(left(self.config.gate.budgets)),
             notes=tuple(self.notes),
             best=best,
+            closest=self.closest,
         )  # fmt: skip
-
-    def winner(self, report: SearchReport) -> Config:
-        """What was found, as a configuration of its own."""
-        if report.winner is None:
-            raise StageError("no trial came to an end", where=str(self.run.path))
-        return with_winner(self.config, self.base, report)
 
     def hand_over(self, report: SearchReport, winner: Config, folder: Path) -> None:
         """Let the distill stage of a run in `folder` go on from the winner's checkpoint."""
-        assert report.best_point is not None
+        if report.best_point is None:
+            return
         trial = next(t for t in self.trials if t.id == report.best_point.trial)
         made, run = checkpoint(trial.folder), Run(folder)
         key = self._key(winner)
@@ -555,13 +573,12 @@ def _named(found: Sequence[Candidate], name: str) -> Candidate:
     return next(candidate for candidate in found if candidate.name == name)
 
 
-def _yaml(config: Config, folder: Path) -> str:
-    import yaml
+def _plain(config: Config) -> dict[str, Any]:
+    """What of it is not as by default; the search is over."""
+    value = config.model_dump(mode="json", exclude_defaults=True, exclude={"search"})
+    return {**value, "student": config.student.model_dump(mode="json")}
 
-    value = config.model_dump(mode="json", exclude_defaults=True)
-    value.pop("search", None)
-    value["student"] = config.student.model_dump(mode="json")
-    head = f"# Found by edgekd search: see {folder / PAGE}. Next: edgekd compress on this file.\n"
-    return head + yaml.safe_dump(
-        value, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
-    )
+
+def _has_teacher(out: Path) -> bool:
+    """Whether a search there has got so far before."""
+    return (out / "run.json").is_file() and LINE[0].name in Run(out).manifest.stages

@@ -47,8 +47,8 @@ def run(job: Job, progress: Progress) -> Rung:
     folder = Path(job.folder)
     with _alone(folder):
         path = rung_path(folder, job.until)
-        if path.is_file():
-            return Rung.read(path)
+        if (done := Rung.kept(path)) is not None:
+            return done
         if job.threads is not None:
             torch.set_num_threads(job.threads)
         config = parse_config(job.config)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from edgekd.errors import UsageError
+from edgekd.registry import suggestion
 from edgekd.results import SCORES
 from edgekd.tasks.task import CLASSIFICATION, of
 
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 SEGMENTATION = "segmentation"
 
 
-def check_task(config: Config, task: str) -> None:
-    """`task` is that of the data. Raises UsageError with the key that does not go with it."""
+def check_task(config: Config, task: str, classes: Sequence[str]) -> None:
+    """Both are those of the data. Raises UsageError with the key that does not go with them."""
     name = task.partition(":")[0]
-    _check_budgets(config, task)
+    _check_budgets(config, task, classes)
     entries = () if config.distill.methods.auto else config.distill.methods.entries
     if name == CLASSIFICATION:
         for method in entries:
@@ -43,7 +44,7 @@ def check_task(config: Config, task: str) -> None:
             )
 
 
-def _check_budgets(config: Config, task: str) -> None:
+def _check_budgets(config: Config, task: str, classes: Sequence[str]) -> None:
     """A budget on the score of another task would only be found unanswered at the end."""
     own = of(task)
     for i, budget in enumerate(config.gate.budgets):
@@ -58,6 +59,11 @@ def _check_budgets(config: Config, task: str) -> None:
                 f"{budget.metric} is not of {own.name}",
                 where=f"gate.budgets.{i}",
                 fix=f"its score is {own.metric}: {own.metric} and {own.metric}_drop",
+            )
+        if budget.label is not None and budget.label not in classes:
+            raise UsageError(
+                f"no class is called {budget.label!r}{suggestion(budget.label, classes)}",
+                where=f"gate.budgets.{i}",
             )
 
 

@@ -27,7 +27,9 @@ def reordering(
             else f"the teacher has {len(teacher)} classes by name, the data {len(data)}",
             where=where,
             fix="give the teacher's names in its order, in the data's words: teacher.args: "
-            "{classes: […]}",
+            "{classes: […]}"
+            if missing or not others
+            else "the data has no sample of it: add some, or take a teacher of these classes only",
         )
     return [list(teacher).index(name) for name in data]
 

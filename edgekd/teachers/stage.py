@@ -16,7 +16,7 @@ def run(context: Context) -> None:
     Builds the student too, to refuse a pair that cannot work before hours of training.
     """
     config, dataset = context.config, context.dataset
-    check_task(config, dataset.task)
+    check_task(config, dataset.task, dataset.classes)
     if not config.student.auto:
         role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
     kind = kind_of(config.teacher.model)

@@ -67,6 +67,12 @@ class _readable:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is None or isinstance(error, UsageError) or not isinstance(error, Exception):
             return
+        if isinstance(error, UnicodeDecodeError):
+            raise UsageError(
+                f"is not UTF-8: byte 0x{error.object[error.start]:02x}",
+                where=str(self.path),
+                fix="save it as UTF-8, as by `iconv -f latin1 -t utf-8`",
+            ) from None
         text = str(error).strip().splitlines()
         raise UsageError(
             f"cannot be read: {text[0][:300] if text else type(error).__name__}",
@@ -121,6 +127,9 @@ def _csv(path: Path) -> Table:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         names = next(reader, [])
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UsageError(f"has two columns {twice[0]!r}", where=f"{path}:1")
         rows = []
         for row in reader:
             if not row:
@@ -147,7 +156,7 @@ def _jsonl(path: Path) -> Table:
 
 
 def _lines(path: Path) -> Iterator[Mapping[str, Any]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

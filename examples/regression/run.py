@@ -1,31 +1,25 @@
-"""One command: makes pulses in `runs/pulse-example`, then trains a teacher and its student.
+"""One command: makes pulses in a folder, then trains a teacher and its student.
 
 python examples/regression/run.py [FOLDER]
 """
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import example  # noqa: E402
 import pulses  # noqa: E402
 
-import edgekd  # noqa: E402
 
-
-def main(folder: Path) -> None:
+def prepare(folder: Path) -> None:
     """What is there already is not made again."""
     if not (folder / "pulses/Pulses_TEST.ts").is_file():
         pulses.write(folder / "pulses")
-    config = folder / "compress.yaml"
-    shutil.copyfile(HERE / "compress.yaml", config)
-    run = edgekd.compress(config, out=folder / "run")
-    print(f"{run.gate.verdict}: {run.path / 'report.html'}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/pulse-example"))
+    example.main(HERE, __doc__, "runs/pulse-example", prepare)

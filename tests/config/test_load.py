@@ -52,6 +52,15 @@ def test_a_resolved_configuration_reads_back_to_itself():
         ("distill: {alpha: 0, methods: []}\n", ["c.yaml:1", "no loss"]),
         ("gate:\n  budgets:\n    - {metric: speedup}\n", ["c.yaml:3", "exactly one of"]),
         (
+            "gate:\n  budgets:\n    - {metric: latency_p50, min: 20 ms}\n",
+            ["c.yaml:3", "lower is better of latency_p50: write max, not min"],
+        ),
+        (
+            "gate:\n  budgets:\n    - {metric: miou, max: 90 %}\n",
+            ["c.yaml:3", "higher is better of miou: write min, not max"],
+        ),
+        ("name: tü\n", ["c.yaml:1", "name: should be at most 100 of a-z", "'tü'"]),
+        (
             "gate:\n  budgets:\n    - {metric: sise, max: 1 B}\n",
             ["c.yaml:3: gate.budgets.0.metric: no metric 'sise'; did you mean 'size'?"],
         ),

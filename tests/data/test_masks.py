@@ -88,7 +88,7 @@ def test_mixing_pixels_is_refused(tmp_path):
         {"data": {"augment": {"cutmix": 1.0}}, "distill": {"methods": ["kd"]}}
     )
     with pytest.raises(UsageError, match="mixup and cutmix is for classification"):
-        check_task(config, "segmentation")
+        check_task(config, "segmentation", ())
 
 
 def spoil_mask(folder, array, mode=None):

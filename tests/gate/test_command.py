@@ -69,7 +69,8 @@ def test_a_budget_that_nothing_answers_names_its_line(run, tmp_path, capsys):
     path = tmp_path / "b.yaml"
     path.write_text(BROKEN.replace("runtime: onnxruntime", "runtime: tensorrt"))
     assert edgekd("gate", run.path, "-q", "--budget", path) == 2
-    assert f"{path}:3: budgets.1: nothing was measured for size" in capsys.readouterr().err
+    wrong = f"{path}:3: budgets.1: nothing is measured with runtime 'tensorrt'"
+    assert wrong in capsys.readouterr().err
     path.write_text("budgets:\n- {metric: latency_vs_baseline, max: 1.1 x}\n")
     assert edgekd("gate", run.path, "-q", "--budget", path) == 2
     errors = capsys.readouterr().err

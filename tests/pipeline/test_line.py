@@ -335,6 +335,30 @@ def test_a_child_that_inherited_the_lock_does_not_keep_it(run):
         os.waitpid(child, 0)
 
 
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"quantize": {"recipe": "statc"}}, "unknown calibration recipe 'statc'"),
+        ({"profile": {"targets": ["locl"]}}, "unknown target 'locl'"),
+        ({"gate": {"metrics": "nowhere.py:f"}}, "nowhere.py"),
+        ({"gate": {"baseline": "nowhere"}}, "no such run or model file"),
+        (
+            {"gate": {"budgets": [{"metric": "size", "max": "1 MB", "target": "pi"}]}},
+            "nothing is measured on target 'pi'",
+        ),
+        (
+            {"gate": {"budgets": [{"metric": "class_recall", "label": "x", "min": "1 %"}]}},
+            "no class is called 'x'",
+        ),
+    ],
+)
+def test_what_a_later_stage_would_refuse_is_told_before_any_training(tmp_path, sections, said):
+    with pytest.raises(UsageError, match=said):
+        api.compress(sections, out=tmp_path / "run")
+    assert not (tmp_path / "run/run.json").exists()
+    assert not (tmp_path / "run/teacher").exists()
+
+
 def test_a_failing_stage_leaves_earlier_artifacts_intact(run):
     before = {
         p: sha256_file(p) for p in run.path.rglob("*") if p.is_file() and p.name != "run.json"

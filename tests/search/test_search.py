@@ -1,5 +1,7 @@
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -276,14 +278,86 @@ def budget(**about):
     return {"budgets": [{"metric": "latency_p50", **about}]}
 
 
-def test_budgets_that_no_candidate_can_meet_name_the_closest_and_by_how_much(searched):
+def test_budgets_that_no_candidate_can_meet_name_the_closest_and_by_how_much(searched, tmp_path):
+    from edgekd.search.search import summary
+
     lab = Lab(searched.base, gate=budget(max="1 ns", runtime="onnxruntime"))
-    with pytest.raises(
-        UsageError, match=r"none of 2 candidates can meet .* times too much"
-    ) as caught:
-        lab.search()
-    assert caught.value.where == "gate.budgets.0"
+    lab.out = tmp_path / "impossible"
+    report = lab.search()
+    assert not report.found
+    assert report.closest.candidate in {c.name for c in report.candidates}
+    assert re.search(r"none of 2 candidates can meet .* times too much", summary(report))
+    assert json.loads((lab.out / "search.json").read_text())["points"] == []
+    assert "so that none was trained" in (lab.out / "search.html").read_text()
+    found = next(c for c in report.candidates if c.name == report.closest.candidate)
+    assert load_config(lab.best).student.args == found.args
+    with pytest.raises(UsageError, match="none of 2 candidates can meet") as caught:
+        api.compress(lab.config, out=searched.base / "runs/never")
     assert "allow more" in caught.value.fix
+
+
+def test_what_was_changed_by_hand_is_not_overwritten(searched, tmp_path):
+    lab = Lab(searched.base)
+    made = lab.best.read_text()
+    try:
+        lab.search()
+        lab.best.write_text(made.replace("epochs: 4", "epochs: 3"))
+        with pytest.raises(UsageError, match="or it was changed since"):
+            lab.search()
+        lab.best.write_text("student: zoo:dscnn\n")
+        with pytest.raises(UsageError, match="has not written it"):
+            lab.search()
+        assert lab.best.read_text() == "student: zoo:dscnn\n"
+    finally:
+        lab.best.write_text(made)
+    lab.best = tmp_path / "elsewhere.yaml"
+    with pytest.raises(UsageError, match="in another folder than CONFIG"):
+        lab.search()
+    lab.best = lab.base
+    with pytest.raises(UsageError, match="is a folder"):
+        lab.search()
+
+
+def test_damaged_files_that_spare_work_are_made_again(searched, tmp_path):
+    place = tmp_path / "copy"
+    shutil.copytree(searched.base, place)
+    lab = Lab(place)
+    (rung, *_) = lab.out.glob("trials/*/epoch-*.json")
+    (cost, *_) = lab.out.parent.glob(".costs/*.json")
+    kept = rung.read_text()
+    for path in (rung, cost):
+        path.write_text("{")
+    report = lab.search()
+    assert report.found
+    assert json.loads(rung.read_text())["accuracy"] == json.loads(kept)["accuracy"]
+    assert json.loads(cost.read_text())
+
+
+def test_trials_cannot_be_longer_than_the_training(searched):
+    lab = Lab(searched.base, search={**TINY["search"], "epochs": 9})
+    with pytest.raises(UsageError, match="is 9, and a whole training has 4"):
+        lab.search()
+
+
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"gate": budget(max="1 s", target="pi-9")}, "unknown target 'pi-9'"),
+        ({"gate": {"budgets": [{"metric": "user.x", "max": 1}]}}, "nothing gives user.x"),
+        ({"gate": {"budgets": [{"metric": "size_vs_baseline", "max": "1 x"}]}}, "needs a baseline"),
+        ({"quantize": {"recipe": "statc"}}, "unknown calibration recipe 'statc'"),
+        (
+            {"gate": {"budgets": [{"metric": "class_recall", "label": "ten", "min": "50 %"}]}},
+            "no class is called 'ten'",
+        ),
+        ({"gate": budget(max="1 s", variant="int8")}, "there are to be none"),
+    ],
+)
+def test_what_cannot_work_is_told_before_the_teacher_is_trained(tmp_path, sections, said):
+    lab = Lab(tmp_path, **sections)
+    with pytest.raises(UsageError, match=said):
+        lab.search()
+    assert not (lab.out / "run.json").exists()
 
 
 def test_an_accuracy_out_of_reach_ends_with_the_closest_and_what_stands_in_the_way(searched):

@@ -155,11 +155,11 @@ def test_quantiles_hold_the_share_of_samples_that_they_say(tmp_path):
 def test_what_is_for_classes_alone_is_refused_with_its_key(key, value, told):
     settings = {"distill": {"methods": ["mse"]}, key: value}
     with pytest.raises(UsageError, match=told):
-        check_task(Config.model_validate(settings), "regression")
+        check_task(Config.model_validate(settings), "regression", ())
 
 
 def test_methods_that_work_are_named():
     with pytest.raises(UsageError) as caught:
-        check_task(Config.model_validate({"distill": {"methods": ["kd"]}}), "regression")
+        check_task(Config.model_validate({"distill": {"methods": ["kd"]}}), "regression", ())
     assert "mse" in str(caught.value)
     assert "dkd" not in str(caught.value)

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, BertForSequenceClassification, BertModel
 
 from edgekd.errors import UsageError
@@ -75,6 +76,38 @@ def test_labels_without_names_are_taken_to_be_in_order(bert, config, tmp_path):
     folder = bert.save(tmp_path / "more", ("LABEL_0", "LABEL_1"))
     message = refused(config(teacher={"model": f"hf:{folder}"}), tmp_path / "run2")
     assert "the data has 3 classes" in message
+
+
+def test_weights_of_another_size_than_the_configuration_says(bert, config, tmp_path):
+    folder = shutil.copytree(bert.folder, tmp_path / "teacher")
+    about = json.loads((folder / "config.json").read_text())
+    path = folder / "config.json"
+    path.write_text(json.dumps(about | {"intermediate_size": about["intermediate_size"] * 2}))
+    message = refused(config(teacher={"model": f"hf:{folder}"}), tmp_path / "run")
+    assert "weights are of different networks" in message
+    assert "intermediate.dense" in message
+    path.write_text(json.dumps(about | {"problem_type": "regression"}))
+    message = refused(config(teacher={"model": f"hf:{folder}"}), tmp_path / "run2")
+    assert "is for regression" in message
+
+
+def test_weights_that_are_not_numbers_name_the_folder(bert, config, tmp_path):
+    folder = shutil.copytree(bert.folder, tmp_path / "teacher")
+    weights = load_file(folder / "model.safetensors")
+    weights["classifier.bias"][0] = float("nan")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    message = refused(config(teacher={"model": f"hf:{folder}"}), tmp_path / "run")
+    assert f"hf:{folder}" in message
+    assert "'classifier.bias' has values that are not finite" in message
+
+
+def test_a_folder_that_is_not_there_is_the_teachers_mistake(tmp_path):
+    from edgekd import api
+
+    value = {"data": {"source": "text:reviews.csv"}, "teacher": {"model": "hf:nowhere"}}
+    with pytest.raises(UsageError) as caught:
+        api.compress(value | {"student": "zoo:bert"}, out=tmp_path / "run")
+    assert caught.value.where == "teacher.model"
 
 
 def test_a_name_of_a_hub_is_refused(bert, config, tmp_path):

@@ -97,6 +97,33 @@ def test_empty_texts_are_refused_by_row(bert, read, bad):
     assert "the text of row 3 is empty or no text" in refused(read, rows, "reviews.jsonl")
 
 
+def test_half_a_surrogate_pair_is_refused_by_row(bert, read):
+    rows = [dict(row) for row in bert.rows[:40]]
+    rows[6]["text"] = "so \ud83d good"
+    assert "the text of row 7 has half of a surrogate pair" in refused(read, rows, "reviews.jsonl")
+    rows[6]["text"] = "so \U0001f600 good"
+    assert len(read(rows, "reviews.jsonl").texts) == 40
+
+
+def test_files_of_other_encodings_and_shapes_are_refused_in_words(bert, read, tmp_path):
+    path = tmp_path / "other.jsonl"
+    lines = "".join(json.dumps(row) + "\n" for row in bert.rows)
+    text = {"tokenizer": str(bert.folder)}
+    data = Data(source=f"text:{path}", text=text)
+    path.write_text(f"\ufeff{lines}")
+    assert len(load(data, 0, tmp_path).texts) == len(bert.rows)
+    path.write_bytes(lines.encode() + '{"text": "caf\xe9", "label": "mixed"}\n'.encode("latin-1"))
+    with pytest.raises(UsageError, match="is not UTF-8: byte 0xe9"):
+        load(data, 0, tmp_path)
+    path.write_text("")
+    with pytest.raises(UsageError, match="is empty"):
+        load(data, 0, tmp_path)
+    csv = tmp_path / "twice.csv"
+    csv.write_text("text,label,text\na,b,c\n")
+    with pytest.raises(UsageError, match="has two columns 'text'"):
+        load(Data(source=f"text:{csv}", text=text), 0, tmp_path)
+
+
 def test_rows_without_label_no_rows_and_other_files_are_refused(bert, read):
     rows = [dict(row) for row in bert.rows[:40]]
     rows[4]["label"] = ""

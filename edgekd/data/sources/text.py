@@ -16,7 +16,9 @@ from edgekd.registry import suggestion
 
 if TYPE_CHECKING:
     import numpy as np
+    from tokenizers import Tokenizer
 
+_AT_ONCE = 4096
 _SUFFIXES = (".csv", ".jsonl", ".ndjson", ".parquet")
 
 
@@ -45,10 +47,9 @@ class Text:
         labels, classes = number_classes(
             _labels([label for _, found in parts for label in found]), where=str(files[0])
         )
-        rows = tokenizer.encode_batch(texts)
         first = len(parts[0][0])
         return Samples(
-            inputs=np.array([row.ids for row in rows], np.int32),
+            inputs=_ids(tokenizer, texts),
             labels=labels,
             classes=classes,
             scale=1.0,
@@ -57,6 +58,19 @@ class Text:
             texts=tuple(texts),
             tokenizer=tokenizer.to_str(),
         )
+
+
+def _ids(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
+    """(n, length) int32. Some texts at a time: what a tokenizer knows of a text is 80 times its size."""
+    import numpy as np
+
+    parts = [
+        np.array(
+            [row.ids for row in tokenizer.encode_batch_fast(texts[i : i + _AT_ONCE])], np.int32
+        )
+        for i in range(0, len(texts), _AT_ONCE)
+    ]
+    return np.concatenate(parts)
 
 
 def _files(location: Path | None) -> list[Path]:
@@ -88,6 +102,8 @@ def _read(path: Path, config: Data) -> tuple[list[str], list[Any]]:
     from edgekd.teachers.tables import read_table
 
     table, settings = read_table(path), config.text
+    if not table.columns:
+        raise UsageError("is empty", where=str(path), fix="texts and labels are rows of it")
     for key, column in (("column", settings.column), ("label", settings.label)):
         if column not in table.columns:
             raise UsageError(
@@ -106,6 +122,13 @@ def _read(path: Path, config: Data) -> tuple[list[str], list[Any]]:
             where=str(path),
             fix="leave such rows out",
         )
+    for i, text in enumerate(texts, 1):
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise UsageError(
+                f"the text of row {i} has half of a surrogate pair in it, which is no character",
+                where=str(path),
+                fix="take it out, or replace it by U+FFFD",
+            )
     without = [i for i, label in enumerate(labels, 1) if label is None or label == ""]
     if without:
         raise UsageError(f"row {without[0]} has no label", where=str(path))

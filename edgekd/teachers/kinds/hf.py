@@ -79,8 +79,18 @@ class HfTeacher(TorchTeacher):
         huggingface.package()
         model, about = huggingface.read(folder)
         _check_ids(about, dataset, folder)
+        if about.get("problem_type") not in (None, "single_label_classification"):
+            raise UsageError(
+                f"is for {about['problem_type']}; a teacher of texts gives one class each",
+                where=f"{folder / _CONFIG}: problem_type",
+            )
         options: HfOptions = parsed(cls, config.teacher.args)
         names = options.classes or _names(about)
+        if names is None:
+            context.progress.say(
+                f"  note: its classes have no names; taken to be in this order: "
+                f"{', '.join(dataset.classes)} (teacher.args: {{classes: […]}} says otherwise)"
+            )
         where = f"teacher.model {config.teacher.model}"
         order = reordering(names, dataset.classes, where=where)
         module = huggingface.Classifier(model, tokens.padding, order).eval()

@@ -74,6 +74,6 @@ def test_only_what_holds_for_maps_is_for_segmentation():
 
 def test_cwd_is_refused_for_classes_and_dkd_for_pixels():
     with pytest.raises(UsageError, match="cwd is for segmentation, and this data is for class"):
-        check_task(Config.model_validate({"distill": {"methods": ["cwd"]}}), "classification")
+        check_task(Config.model_validate({"distill": {"methods": ["cwd"]}}), "classification", ())
     with pytest.raises(UsageError, match="dkd is not for segmentation"):
-        check_task(Config.model_validate({"distill": {"methods": ["dkd"]}}), "segmentation")
+        check_task(Config.model_validate({"distill": {"methods": ["dkd"]}}), "segmentation", ())
