@@ -48,7 +48,7 @@ class Record(BaseModel):
             ) from None
 
     @classmethod
-    def kept(cls, path: Path) -> Self | None:
+    def read_if_whole(cls, path: Path) -> Self | None:
         """What was kept there to spare work; None where it is missing or damaged."""
         try:
             return cls.read(path)

@@ -41,7 +41,7 @@ def check_answerable(config: Config, base: Path) -> None:
 
 def _check_place(budget: Budget, targets: Sequence[Target], where: str) -> None:
     names = [target.name for target in targets]
-    if budget.target not in (None, *names):
+    if budget.target is not None and budget.target not in names:
         raise UsageError(
             f"nothing is measured on target {budget.target!r}{suggestion(budget.target, names)}",
             where=where,
@@ -51,7 +51,7 @@ def _check_place(budget: Budget, targets: Sequence[Target], where: str) -> None:
 
     # Accuracy is told of every runtime, whatever the targets have.
     runtimes = {*RUNTIMES, *(runtime for target in targets for runtime in target.runtimes)}
-    if budget.runtime not in (None, *runtimes):
+    if budget.runtime is not None and budget.runtime not in runtimes:
         raise UsageError(
             f"nothing is measured with runtime {budget.runtime!r}"
             + suggestion(budget.runtime, sorted(runtimes)),

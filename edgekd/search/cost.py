@@ -60,7 +60,7 @@ class Coster:
 
     def known(self, network: Model, where: str = "student") -> Costs | None:
         """What was found before on targets that all were attached, if it was."""
-        return Costs.kept(self._path(network, where, ()))
+        return Costs.read_if_whole(self._path(network, where, ()))
 
     @cached_property
     def away(self) -> tuple[str, ...]:
@@ -77,7 +77,7 @@ class Coster:
         if known is not None:
             return known
         path = self._path(network, where, self.away)
-        if (known := Costs.kept(path)) is not None:
+        if (known := Costs.read_if_whole(path)) is not None:
             return known
         module = role.build(
             network, "student", self.dataset, seed=self.config.seed, base=self.base

@@ -406,7 +406,7 @@ class _Search:
     def _rung(self, engine: Engine, trials: list[_Trial], epochs: int, shown: Board) -> None:
         waiting: dict[str, _Trial] = {}
         for trial in trials:
-            done = Rung.kept(rung_path(trial.folder, epochs))
+            done = Rung.read_if_whole(rung_path(trial.folder, epochs))
             if done is None:
                 waiting[trial.id] = trial
             else:

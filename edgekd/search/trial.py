@@ -47,7 +47,7 @@ def run(job: Job, progress: Progress) -> Rung:
     folder = Path(job.folder)
     with _alone(folder):
         path = rung_path(folder, job.until)
-        if (done := Rung.kept(path)) is not None:
+        if (done := Rung.read_if_whole(path)) is not None:
             return done
         if job.threads is not None:
             torch.set_num_threads(job.threads)

@@ -88,7 +88,7 @@ def test_a_resolved_configuration_reads_back_to_itself():
         ("seed: 2020-01-01\n", ["c.yaml:1", "date", "quotes"]),
         ("seed: .nan\n", ["c.yaml:1", "not a finite number"]),
         ("seed: true\n", ["c.yaml:1", "seed", "integer"]),
-        ("name: ../../etc\n", ["c.yaml:1", "name", "pattern"]),
+        ("name: ../../etc\n", ["c.yaml:1", "name", "should be at most 100 of"]),
         ("export: {formats: [onnx, onnx]}\n", ["c.yaml:1", "twice"]),
         ("profile: {min_seconds: 3, max_seconds: 2}\n", ["c.yaml:1", "smaller"]),
         ("data: {image_size: [0, 5]}\n", ["c.yaml:1", "between 1 and 4096"]),
