@@ -125,8 +125,7 @@ def _spare(attention: Attention, ratio: float) -> int:
 def _cut_heads(pruner: Any, attention: Attention, count: int) -> None:
     """Take out the heads that matter least, with what reads them.
 
-    Torch-Pruning's own `prune_num_heads` rounds up, to the last head, and passes attention over where
-    the layer behind it is the first of its width.
+    Torch-Pruning's own `prune_num_heads` rounds up; where that is the last head it cuts none, and counts 0.
     """
     if not count:
         return
