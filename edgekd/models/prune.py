@@ -1,7 +1,8 @@
 """Structured pruning of a traced network, with Torch-Pruning (Fang 2023).
 
 Its dependency graph says which channels of which layers go together, and a first-order Taylor expansion
-of the loss (Molchanov 2019) which matter least. `models/pruned.py` writes down what is left.
+of the loss (Molchanov 2019) which matter least. Attention loses dimensions of every head, or whole heads
+(Michel 2019, Voita 2019). `models/pruned.py` writes down what is left.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import copy
 import importlib.util
 import warnings
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edgekd.errors import StageError, UsageError
+from edgekd.models.attention import Attention, attentions
 from edgekd.models.pruned import sizes
 
 # Widths stay multiples of this, which vector instructions like.
@@ -34,19 +37,34 @@ def require() -> None:
         )
 
 
+def loses_heads(network: nn.Module, ratio: float) -> bool:
+    """Whether `ratio` of the heads of any of its attention is one head or more."""
+    return any(_spare(attention, ratio) for attention in attentions(network))
+
+
 def prune(
-    network: nn.Module, example: Tensor, batches: Iterable[tuple[Tensor, Tensor]], ratio: float
+    network: nn.Module,
+    example: Tensor,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    ratio: float,
+    *,
+    whole_heads: bool = False,
 ) -> nn.Module:
     """A copy of a trained `network` without about `ratio` of its channels and of its heads' dimensions.
 
-    `example` (n, …) is a batch to trace it with; `batches` are (inputs (n, …), labels (n,)) that importance
-    is estimated on. The last layer keeps its outputs. Raises StageError in one line for a network that
-    cannot be traced, or that does not work any more when channels of it are gone.
+    With `whole_heads` attention is without that share of its heads instead, rounded down; the others stay
+    as they are. `example` (n, …) is a batch to trace it with; `batches` are (inputs (n, …), labels (n,))
+    that importance is estimated on. The last layer keeps its outputs. Raises StageError in one line for a
+    network that cannot be traced, or that does not work any more when channels of it are gone.
     """
     import torch_pruning as tp
 
+    if whole_heads and not loses_heads(network, ratio):
+        raise StageError(f"{ratio:.0%} of its attention is not one whole head")
     pruned = copy.deepcopy(network).eval().requires_grad_(True)
-    heads = _heads(pruned)
+    found = attentions(pruned)
+    heads = {layer: attention.heads for attention in found for layer in attention.layers}
+    stated = [attention.stated() for attention in found]
     classes = _logits(pruned, example).shape
     try:
         with _quiet(), torch.enable_grad():
@@ -60,14 +78,19 @@ def prune(
                 isomorphic=not heads,
                 pruning_ratio=ratio,
                 max_pruning_ratio=_MOST,
-                ignored_layers=[last],
+                ignored_layers=[last, *(heads if whole_heads else ())],
                 round_to=max(heads.values(), default=_MULTIPLE),
                 in_channel_groups={},
                 out_channel_groups={},
                 num_heads=heads,
             )
             _accumulate(pruned, batches)
+            if whole_heads:
+                for attention in found:
+                    _cut_heads(pruner, attention, _spare(attention, ratio))
             pruner.step()
+            for attention, names in zip(found, stated, strict=True):
+                attention.restate(names)
         pruned.zero_grad(set_to_none=True)
         left = _logits(pruned, example)
     except Exception as error:
@@ -94,26 +117,25 @@ def _accumulate(network: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) ->
             parameter.grad = torch.zeros_like(parameter)
 
 
-def _heads(network: nn.Module) -> dict[nn.Module, int]:
-    """The linear layers that make queries, keys and values, with their number of heads.
+def _spare(attention: Attention, ratio: float) -> int:
+    """How many whole heads `ratio` of them is; none where queries share their keys."""
+    return int(attention.heads * ratio) if attention.even else 0
 
-    Attention is a module that says how many heads it has and holds such layers itself.
+
+def _cut_heads(pruner: Any, attention: Attention, count: int) -> None:
+    """Take out the heads that matter least, with what reads them.
+
+    Torch-Pruning's own `prune_num_heads` rounds up; where that is the last head it cuts none, and counts 0.
     """
-    found: dict[nn.Module, int] = {}
-    for module in network.modules():
-        counts = [getattr(module, name, None) for name in ("num_heads", "heads", "n_heads")]
-        count = next((c for c in counts if isinstance(c, int) and c > 0), None)
-        if count is None:
-            continue
-        for name, child in module.named_children():
-            if isinstance(child, nn.Linear) and _makes_heads(name):
-                found[child] = count
-    return found
-
-
-def _makes_heads(name: str) -> bool:
-    plain = name.lower().replace("_", "").removesuffix("proj").removesuffix("lin")
-    return plain in ("q", "k", "v", "qkv", "query", "key", "value", "inproj", "kv")
+    if not count:
+        return
+    layer, makes = next(iter(attention.layers.items()))
+    by_head = torch.arange(layer.out_features).view(makes, attention.heads, attention.size)
+    cut = pruner.DG.get_pruner_of_module(layer).prune_out_channels
+    group = pruner.DG.get_pruning_group(layer, cut, list(range(layer.out_features)))
+    least = pruner.importance(group)[by_head].mean((0, 2)).argsort()[:count]
+    group.prune(by_head[:, least].flatten().tolist())
+    setattr(attention.module, attention.attribute, attention.heads - count)
 
 
 def _last_layer(network: nn.Module, example: Tensor) -> nn.Module:

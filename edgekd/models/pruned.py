@@ -16,6 +16,8 @@ from edgekd.errors import UsageError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from edgekd.models.attention import Attention
+
 PRUNED = "pruned"
 Size = int | list[int]
 # By the module's name, by the name of a parameter, buffer or whole-number attribute of it: its new shape
@@ -74,17 +76,21 @@ def sizes(whole: nn.Module, pruned: nn.Module) -> Sizes:
 def resize(network: nn.Module, to: Sizes, *, where: str) -> None:
     """Give a whole network the sizes of a pruned one, with new tensors of small random values.
 
-    Raises UsageError for a module or name that it has not, and sizes that are none.
+    Raises UsageError for a module or name that it has not, sizes that are none, and heads of attention
+    that do not go with its weights.
     """
     import torch
     from torch import nn
 
+    from edgekd.models.attention import attentions
+
+    even = [(found, found.size, found.stated()) for found in attentions(network) if found.even]
     modules = dict(network.named_modules())
     for name, changes in to.items():
         module = modules.get("" if name == "." else name)
         for key, size in changes.items():
             known = module is not None and (
-                key in _tensors(module) or _whole(vars(module).get(key))
+                key in _tensors(module) or _like(size, vars(module).get(key))
             )
             numbers = size if isinstance(size, list) else [size]
             if not known or not all(0 < number < 1 << 31 for number in numbers):
@@ -104,11 +110,37 @@ def resize(network: nn.Module, to: Sizes, *, where: str) -> None:
                 module._buffers[key] = torch.ones(numbers, dtype=_tensors(module)[key].dtype)
             else:
                 setattr(module, key, tuple(size) if isinstance(size, list) else size)
+    for attention, size, stated in even:
+        fewer = attention.attribute in to.get(attention.name or ".", {})
+        _check_heads(attention, size if fewer else None, stated, where)
+
+
+def _check_heads(attention: Attention, size: int | None, stated: list[str], where: str) -> None:
+    """Raises UsageError unless the number of heads, their size and the weights go together.
+
+    Where heads are gone the others have the `size` they had; otherwise each may be smaller. `stated` are
+    the attributes that say more of them.
+    """
+    wrong = next((name for name in stated if name not in attention.stated()), None)
+    if not attention.even or size not in (None, attention.size):
+        wrong = attention.attribute
+    if wrong is not None:
+        raise UsageError(
+            f"{attention.name or '.'}.{wrong} is {getattr(attention.module, wrong)}: that does not go "
+            f"with queries of {attention.width} features",
+            where=where,
+            fix="these sizes belong together: copy them whole, as `edgekd search` wrote them",
+        )
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
     own = {**module._parameters, **module._buffers}
     return {name: value for name, value in own.items() if value is not None}
+
+
+def _like(size: Size, value: Any) -> bool:
+    """Whether `value` is a size, and of the same kind."""
+    return _whole(value) and isinstance(size, list) == isinstance(value, tuple)
 
 
 def _whole(value: Any) -> bool:

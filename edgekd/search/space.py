@@ -15,7 +15,7 @@ from edgekd.config.schema import Config
 from edgekd.data.resolve import Dataset
 from edgekd.errors import StageError, UsageError
 from edgekd.models import role
-from edgekd.models.prune import prune, require
+from edgekd.models.prune import loses_heads, prune, require
 from edgekd.models.pruned import PRUNED, sizes
 from edgekd.models.shrink import Spec, smaller
 from edgekd.models.weights import save_weights
@@ -92,7 +92,10 @@ def _pruned(
     progress: Progress,
     notes: list[str],
 ) -> list[Candidate]:
-    """The teacher without each of the shares `search.prune`; known ones are not pruned again."""
+    """The teacher without each of the shares `search.prune`; known ones are not pruned again.
+
+    Where attention has heads enough, each share twice: of their dimensions, and of whole heads.
+    """
     if not config.search.prune:
         return []
     require()
@@ -101,20 +104,28 @@ def _pruned(
         "version": importlib.metadata.version("torch-pruning"),
         "seed": config.seed,
     }
-    found: dict[int, Candidate] = {}
-    for ratio in sorted(config.search.prune):
-        name = sha256_json({**identity, "ratio": ratio})[:16]
+    ways = [
+        (ratio, whole_heads)
+        for ratio in sorted(config.search.prune)
+        for whole_heads in (False, True)
+        if not whole_heads or loses_heads(teacher, ratio)
+    ]
+    found: dict[str, Candidate] = {}
+    for ratio, whole_heads in ways:
+        way = {"ratio": ratio, "whole_heads": True} if whole_heads else {"ratio": ratio}
+        name = sha256_json({**identity, **way})[:16]
+        said = ", whole heads" if whole_heads else ""
         folder = run.path / "students"
         if not (folder / f"{name}.json").is_file():
             try:
-                pruned = _cut(teacher, dataset, ratio)
+                pruned = _cut(teacher, dataset, ratio, whole_heads)
             except StageError as error:
-                notes.append(f"pruning {ratio:.0%} of the teacher: {error.what}")
+                notes.append(f"pruning {ratio:.0%} of the teacher{said}: {error.what}")
                 progress.warn(notes[-1])
                 continue
             save_weights(pruned, folder / f"{name}.safetensors")
             Candidate(
-                name=f"teacher pruned by {ratio * 100:g} %",
+                name=f"teacher pruned by {ratio * 100:g} %{said}",
                 model=PRUNED,
                 args={
                     "network": config.teacher.model,
@@ -128,20 +139,20 @@ def _pruned(
         start = relative(folder / f"{name}.safetensors", base)
         # Rounded to whole vectors, two shares may be one.
         found.setdefault(
-            known.parameters,
+            sha256_json(known.args["sizes"]),
             known.model_copy(update={"args": {**known.args, "start": start}}),
         )
     return list(found.values())
 
 
-def _cut(teacher: nn.Module, dataset: Dataset, ratio: float) -> nn.Module:
+def _cut(teacher: nn.Module, dataset: Dataset, ratio: float, whole_heads: bool) -> nn.Module:
     order = np.random.default_rng(0).permutation(dataset.train)[: _BATCHES * _BATCH]
     batches = [
         (dataset.tensor(part), torch.from_numpy(dataset.labels[part]))
         for part in np.array_split(order, max(1, len(order) // _BATCH))
     ]
     example = dataset.tensor(np.resize(dataset.train, _TRACED))
-    return prune(teacher, example, batches, ratio)
+    return prune(teacher, example, batches, ratio, whole_heads=whole_heads)
 
 
 def relative(path: Path, base: Path) -> str:

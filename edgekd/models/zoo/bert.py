@@ -23,13 +23,14 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         """(n, tokens, dim) in and out; `seen` (n, 1, 1, tokens) is which tokens are attended to."""
-        n, tokens, dim = x.shape
+        n, tokens, _ = x.shape
+        width = self.out.in_features  # dim, unless heads were pruned
         q, k, v = (
-            part(x).reshape(n, tokens, self.heads, dim // self.heads).transpose(1, 2)
+            part(x).reshape(n, tokens, self.heads, width // self.heads).transpose(1, 2)
             for part in (self.query, self.key, self.value)
         )
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        x = self.norm1(x + self.out(y.transpose(1, 2).reshape(n, tokens, dim)))
+        x = self.norm1(x + self.out(y.transpose(1, 2).reshape(n, tokens, width)))
         z: Tensor = self.norm2(x + self.down(F.gelu(self.up(x))))
         return z
 

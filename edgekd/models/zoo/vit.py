@@ -22,11 +22,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, tokens, dim) in and out."""
-        n, tokens, dim = x.shape
-        qkv = self.qkv(self.norm1(x)).reshape(n, tokens, 3, self.heads, dim // self.heads)
+        n, tokens, _ = x.shape
+        width = self.out.in_features  # dim, unless heads were pruned
+        qkv = self.qkv(self.norm1(x)).reshape(n, tokens, 3, self.heads, width // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         attended = F.scaled_dot_product_attention(q, k, v)
-        x = x + self.out(attended.transpose(1, 2).reshape(n, tokens, dim))
+        x = x + self.out(attended.transpose(1, 2).reshape(n, tokens, width))
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
 
