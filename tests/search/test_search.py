@@ -357,7 +357,7 @@ def test_what_cannot_work_is_told_before_the_teacher_is_trained(tmp_path, sectio
     lab = Lab(tmp_path, **sections)
     with pytest.raises(UsageError, match=said):
         lab.search()
-    assert not (lab.out / "run.json").exists()
+    assert not (lab.out / "teacher").exists()
 
 
 def test_an_accuracy_out_of_reach_ends_with_the_closest_and_what_stands_in_the_way(searched):
