@@ -175,6 +175,12 @@ def disk_errors(path: Path) -> Iterator[None]:
                 where=str(path),
                 fix="free some space and run the same command again; what is done is kept",
             ) from None
+        if _unreadable(error):
+            raise UsageError(
+                f"cannot be read: {error.strerror}",
+                where=str(error.filename),
+                fix="change its permissions",
+            ) from None
         if error.errno in _UNWRITABLE:
             raise UsageError(
                 f"cannot be written: {error.strerror}",
@@ -182,6 +188,13 @@ def disk_errors(path: Path) -> Iterator[None]:
                 fix="choose another folder with --out, or change its permissions",
             ) from None
         raise
+
+
+def _unreadable(error: OSError) -> bool:
+    """Whether it is of a file that is there, and may not be read."""
+    if not isinstance(error, PermissionError) or not isinstance(error.filename, str | os.PathLike):
+        return False
+    return os.path.exists(error.filename) and not os.access(error.filename, os.R_OK)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -103,6 +103,9 @@ def main(argv: list[str] | None = None) -> None:
             code = 130
     except click.exceptions.Exit as exit_request:
         code = exit_request.exit_code
+    except PermissionError as error:
+        click.secho(f"error: {error.filename}: {error.strerror}", fg="red", err=True)
+        code = 2
     except OSError as error:
         output = error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC)
         code = _unwritable_output(error) if output else _crashed(error)

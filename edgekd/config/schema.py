@@ -78,8 +78,11 @@ class Text(Section):
 class Audio(Section):
     """How sound becomes log-mel spectrograms, for the source `audio`; times in seconds."""
 
-    seconds: Positive = Field(
-        1.0, description="Of a clip: longer ones are cut, silence fills shorter ones."
+    seconds: float = Field(
+        1.0,
+        gt=0,
+        le=600,
+        description="Of a clip: longer ones are cut, silence fills shorter ones.",
     )
     window: Positive = Field(0.04, description="That a spectrum is taken of (Hann).")
     hop: Positive = Field(0.02, description="From one window to the next.")
@@ -148,11 +151,32 @@ class Data(Section):
             raise ValueError("mean and std should have as many values as there are channels")
         return self
 
+    @model_validator(mode="after")
+    def _keys_that_are_read(self) -> Data:
+        """What another source or task would read is not what was meant."""
+        kind = self.source.partition(":")[0]
+        default = type(self).model_fields
+        for key, sources in (
+            ("targets", ("csv",)),
+            ("image_size", ("folder", "masks")),
+            ("audio", ("audio",)),
+            ("text", ("text",)),
+        ):
+            if kind not in sources and getattr(self, key) != default[key].get_default(
+                call_default_factory=True
+            ):
+                raise _at((key,), f"is for {' and '.join(s + ':' for s in sources)}, not {kind}:")
+        if self.task != "quantile" and self.quantiles != default["quantiles"].default:
+            raise _at(("quantiles",), "goes with data.task: quantile")
+        return self
+
     @field_validator("quantiles")
     @classmethod
     def _rising(cls, value: list[float]) -> list[float]:
         if sorted(set(value)) != value:
             raise ValueError(f"should rise, such as [0.1, 0.5, 0.9], not {value}")
+        if len({f"{level:g}" for level in value}) < len(value):
+            raise ValueError("two of them are the same to six digits")
         return value
 
     @field_validator("image_size", mode="before")
@@ -719,6 +743,17 @@ RANGES: dict[Dimension, tuple[float, float]] = {
 }
 
 
+# R² and R¹ have no least, and so what is lost of them no most.
+_ENDLESS = {"r2": (-math.inf, 1.0), "r1": (-math.inf, 1.0)}
+
+
+def possible(metric: str) -> tuple[float, float]:
+    """What a figure of this metric can be, in base units."""
+    if metric in ("r2_drop", "r1_drop", "accuracy_vs_baseline") or metric.startswith("user."):
+        return -math.inf, math.inf
+    return _ENDLESS.get(metric, RANGES[dimension(metric)])
+
+
 def _hint(limit: float, most: float) -> str:
     return f'; did you mean "{limit:g} %"?' if most == 1 and 1 < limit <= 100 else ""
 
@@ -766,9 +801,7 @@ class Budget(Section):
         if self.label is not None and self.metric != "class_recall":
             raise ValueError(f"label belongs to class_recall, not to {self.metric}")
         limit = units.parse(self.bound, dimension(self.metric))
-        least, most = RANGES[dimension(self.metric)]
-        if self.metric.startswith("user."):
-            least = -math.inf
+        least, most = possible(self.metric)
         # No time, size or ratio is zero: a limit of zero is a slip.
         nothing = self.max is not None and limit == 0 and most == math.inf and least == 0
         if not least <= limit <= most or (nothing and dimension(self.metric) != "number"):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from edgekd.data.splits import Splits
+
 
 # For tasks without classes.
 _FEWEST = 20
@@ -128,7 +130,7 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
         texts=samples.texts,
         tokenizer=samples.tokenizer,
         task=samples.task,
-        output=_output_scale(samples, splits.train, config),
+        output=_output_scale(samples, splits, config),
         front_end=samples.front_end,
     )
 
@@ -191,20 +193,32 @@ def _expand(text: str) -> str:
     return re.sub(r"\$(?:(\w+)|\{(\w+)\})", value, text)
 
 
-def _output_scale(samples: Samples, train: np.ndarray, config: Data) -> OutputScale | None:
-    """Raises UsageError for a number that is the same in all samples: there is nothing to learn."""
+def _output_scale(samples: Samples, splits: Splits, config: Data) -> OutputScale | None:
+    """Raises UsageError for a number that is the same in all samples of a split.
+
+    There is nothing to learn then, or no variance that could be explained.
+    """
     import numpy as np
 
     if samples.labels.dtype.kind != "f":
         return None
-    known = samples.labels[train].astype(np.float64)
+    known = samples.labels[splits.train].astype(np.float64)
     mean, std = known.mean(axis=0), known.std(axis=0)
     for name, deviation, middle in zip(samples.classes, std, mean, strict=True):
-        if deviation <= 1e-9 * max(1.0, abs(middle)):
+        if deviation <= 1e-9 * abs(middle):
             raise UsageError(
                 f"{name} is {middle:g} in all training samples: there is nothing to learn",
                 where=f"data.source {config.source}",
             )
+    for split, rows in (("validation", splits.validation), ("test", splits.test)):
+        for name, values in zip(samples.classes, samples.labels[rows].T, strict=True):
+            if (values == values[0]).all():
+                raise UsageError(
+                    f"{name} is {values[0]:g} in all {len(values)} samples of the {split} split, which says "
+                    "nothing of how well it is predicted",
+                    where=f"data.source {config.source}",
+                    fix=f"give more samples, or a larger data.{split}",
+                )
     return OutputScale(mean=tuple(mean.tolist()), std=tuple(std.tolist()))
 
 
@@ -277,7 +291,7 @@ def _input_spec(samples: Samples, train: np.ndarray, config: Data) -> InputSpec:
         squares += ((values - centre) ** 2).sum(axis=axes)
     std = np.sqrt(squares / count)
     # A channel that never changes carries nothing: leave its scale alone.
-    std = np.where(std > 1e-6 * np.maximum(1, np.abs(mean)), std, 1.0)
+    std = np.where(std > 1e-6 * np.abs(mean), std, 1.0)
     return InputSpec(
         shape=shape, scale=samples.scale, mean=tuple(mean.tolist()), std=tuple(std.tolist())
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from edgekd.distill.workshop import Workshop
 from edgekd.pipeline.stages import Context
-from edgekd.tasks.check import check_task
 
 
 def run(context: Context) -> None:
@@ -12,8 +11,6 @@ def run(context: Context) -> None:
 
     Other models of the scheme that are of use later are in folders of their own below it.
     """
-    # The teacher may have been made for another configuration, whose budgets were others.
-    check_task(context.config, context.dataset.task, context.dataset.classes)
     workshop = Workshop(context)
     context.config.distill.scheme.entry.train(workshop)
     workshop.report()

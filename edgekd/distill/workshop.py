@@ -284,7 +284,11 @@ class Workshop:
 
     def ask(self, known: Known, objective: Objective, views: Views) -> TeacherKnowledge:
         """What the teacher says of a batch, from the store that all runs beside this one share."""
-        config, dataset = self.config.knowledge, views.dataset
+        dataset = views.dataset
+        config = self.config.knowledge
+        if not of(dataset.task).top1:
+            # Of numbers half precision may be coarser than what they differ by, and a part is nothing.
+            config = config.model_copy(update={"precision": "f32", "top_k": None, "teacher": "f32"})
         asked = seen(known.teacher, objective.teacher_taps)
         if known.teacher.keeps or not known.teacher.sees_views:
             return asked

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import IO
 
 from pydantic import ValidationError
 
-from edgekd.config.schema import DIMENSIONS, RANGES, dimension
+from edgekd.config.schema import DIMENSIONS, possible
 from edgekd.errors import UsageError
 from edgekd.history import store
 from edgekd.history.entry import Entry
@@ -109,7 +108,7 @@ def _check_possible(entry: Entry, where: str) -> None:
             where=where,
             fix="upgrade edgekd, if a newer one wrote it",
         )
-    least, most = (-math.inf, math.inf) if users else RANGES[dimension(entry.metric)]
+    least, most = possible(entry.metric)
     for name, value in (("value", entry.value), *(("interval", v) for v in entry.interval or ())):
         # Rounding; and the interval of a difference of shares may reach beyond what one can be.
         slack = 1.0 if name == "interval" and entry.key.dimension == "points" else 1e-9

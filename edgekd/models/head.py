@@ -1,6 +1,7 @@
 """Numbers in the units of the data: a network learns them at mean 0 and deviation 1, and gives them back.
 
-The last linear layer is followed by × std + mean, which is exported with it: no device has to know.
+The last linear layer, or the network, is followed by × std + mean, which is exported with it: no device
+has to know.
 """
 
 from __future__ import annotations
@@ -35,18 +36,54 @@ class Scaled(nn.Module):
         return y
 
 
-def scale_outputs(module: nn.Module, scale: OutputScale) -> None:
-    """Give `module` this head in place of its last linear layer, unless that has other outputs."""
-    found = list(_linears(module))
-    if found and found[-1][2].out_features == len(scale.mean):
-        parent, name, linear = found[-1]
-        setattr(parent, name, Scaled(linear, scale))
+class ScaledNetwork(nn.Module):
+    """`network`(x) × std + mean, for one that does not end with a linear layer."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, scale: OutputScale) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(scale.mean), persistent=False)
+        self.register_buffer("std", torch.tensor(scale.std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, …) to (n, outputs)."""
+        y: Tensor = self.network(x) * self.std + self.mean
+        return y
+
+
+def scale_outputs(module: nn.Module, scale: OutputScale, example: Tensor) -> nn.Module:
+    """`module` with this head in the place of the linear layer whose outputs are its own, or around it.
+
+    `example` (n, …) is a batch that shows which layer that is.
+    """
+    for parent, name, linear in reversed(list(_linears(module))):
+        if linear.out_features == len(scale.mean) and _ends_with(module, parent, name, example):
+            setattr(parent, name, Scaled(linear, scale))
+            return module
+    return ScaledNetwork(module, scale)
+
+
+@torch.no_grad()
+def _ends_with(module: nn.Module, parent: nn.Module, name: str, example: Tensor) -> bool:
+    """Whether what is done to this layer's outputs is done to the network's."""
+    linear, training = getattr(parent, name), module.training
+    outputs = linear.out_features
+    module.eval()
+    before = module(example)
+    setattr(parent, name, Scaled(linear, OutputScale(mean=(1.0,) * outputs, std=(2.0,) * outputs)))
+    after = module(example)
+    setattr(parent, name, linear)
+    module.train(training)
+    return torch.allclose(after, 2 * before + 1, rtol=1e-4, atol=1e-4)
 
 
 def scale_of(module: nn.Module) -> OutputScale | None:
     """That of the head it was given."""
     for part in module.modules():
-        if isinstance(part, Scaled):
+        if isinstance(part, Scaled | ScaledNetwork):
             return OutputScale(mean=tuple(part.mean.tolist()), std=tuple(part.std.tolist()))
     return None
 

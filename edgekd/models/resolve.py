@@ -19,7 +19,7 @@ from edgekd.models.pruned import PRUNED, Pruned, resize, start_file
 from edgekd.registry import suggestion
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from edgekd.results import Tokens
 
@@ -107,6 +107,16 @@ def _pruned(
     if weights is not None:
         load_weights(module, weights)
     return module
+
+
+def example(input_shape: tuple[int, ...], tokens: Tokens | None) -> Tensor:
+    """Two samples of noise, always the same: (2, *input_shape) float32, or int64 ids."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    if tokens is not None:
+        return torch.randint(tokens.vocabulary, (2, *input_shape), generator=random)
+    return torch.randn(2, *input_shape, generator=random)
 
 
 def check(

@@ -43,7 +43,7 @@ def build(
     outputs = of(dataset.task).shape(classes, shape)
     resolve.check(module, role=role, input_shape=shape, outputs=outputs, tokens=tokens)
     if scaled and dataset.output is not None:
-        scale_outputs(module, dataset.output)
+        module = scale_outputs(module, dataset.output, resolve.example(shape, tokens))
     return module
 
 
@@ -68,7 +68,8 @@ def load_network(folder: Path, base: Path) -> nn.Module:
         tokens=card.input.tokens,
     )
     if card.output is not None:
-        scale_outputs(module, card.output)
+        example = resolve.example(card.input.shape, card.input.tokens)
+        module = scale_outputs(module, card.output, example)
     load_weights(module, folder / "model.safetensors")
     return module.eval()
 

@@ -22,6 +22,7 @@ from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.stages import LINE, NAMES, Context, Stage
 from edgekd.progress import Progress
 from edgekd.signals import terminable
+from edgekd.tasks.check import check_task
 
 
 def run_line(
@@ -119,6 +120,10 @@ def check_ahead(config: Config, base: Path, until: str) -> None:
             check_answerable(config, base)
 
 
+# An earlier one may have been done for another configuration, or in another run.
+_OF_THE_TASK = ("teacher", "distill", "export")
+
+
 def _do(
     stage: Stage,
     key: str,
@@ -142,7 +147,10 @@ def _do(
     else:
         with _removed_if_empty(folder), _user_errors(stage.name, folder), terminable():
             together.announce(stage.name)
-            stage.work(Context(config, base, run, folder, progress))
+            context = Context(config, base, run, folder, progress)
+            if stage.name in _OF_THE_TASK:
+                check_task(config, context.dataset.task, context.dataset.classes)
+            stage.work(context)
     artifacts = run.adopt(folder, run.path / stage.folder)
     return StageRecord(
         key=key,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from typing import Any
 
 import torch
@@ -138,6 +139,29 @@ class Chain(nn.Module):
         for name in self._names:
             x = self.get_submodule(name)(x)
         return x
+
+
+def load_operators() -> None:
+    """NNCF's operators, which it compiles when they are used first; a slow machine takes minutes.
+
+    Raises StageError where that does not come to an end.
+    """
+    from nncf.torch.extensions import ExtensionLoaderTimeoutException
+    from nncf.torch.quantization.extensions import (
+        QuantizedFunctionsCPU,
+        QuantizedFunctionsCPULoader,
+    )
+
+    os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "300")
+    try:
+        QuantizedFunctionsCPU.get("Quantize_forward")
+    except ExtensionLoaderTimeoutException:
+        raise StageError(
+            "NNCF's operators were not compiled in time",
+            where="quantize.qat",
+            fix=f"rm -r {QuantizedFunctionsCPULoader.get_build_dir()}, which a process that was killed may "
+            "have locked, and run again; NNCF_EXTENSION_LOAD_TIMEOUT is the time in seconds",
+        ) from None
 
 
 def fake_quantized(

@@ -23,7 +23,7 @@ from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.pipeline.stages import Context
 from edgekd.profile.device.runtimes import RUNTIMES, load
 from edgekd.quantize.backend import quiet, save
-from edgekd.quantize.fake_quantize import fake_quantized, frozen
+from edgekd.quantize.fake_quantize import fake_quantized, frozen, load_operators
 from edgekd.quantize.recipes import Recipe
 from edgekd.results import Arithmetic, ExportedFile, QatParity, QatReport
 from edgekd.tasks.task import of
@@ -68,6 +68,7 @@ def train_quantized(
             fix="choose a quantize.recipe with method: static, or qat: null",
         )
     recipe = _used(recipe, context)
+    load_operators()
     model = fake_quantized(student, recipe, list(dataset.tensor(chosen)[:, None]), types)
     before = _accuracy(model, context)
     untrained = {name: value.clone() for name, value in model.state_dict().items()}

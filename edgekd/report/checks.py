@@ -90,8 +90,8 @@ def parity_sentence(report: VerifyReport) -> str:
     verdict = f"{failed} of {len(report.files)} files FAIL" if failed else "pass"
     count = "1 file" if len(report.files) == 1 else f"{len(report.files)} files"
     return (
-        f"parity: {verdict}; {count}, largest error {worst.max_error:.1e} of the largest logit "
-        f"(limit {worst.tolerance:.0e}){same}"
+        f"parity: {verdict}; {count}, largest error {worst.max_error:.1e} of the largest output "
+        f"(limit {worst.tolerance:.2g}){same}"
     )
 
 

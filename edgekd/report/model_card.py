@@ -19,6 +19,8 @@ from edgekd.report.contents import Contents
 from edgekd.report.sbom import installed, licence_text
 from edgekd.report.text import one_line
 from edgekd.results import ExportedFile
+from edgekd.tasks.check import SEGMENTATION
+from edgekd.tasks.task import of
 from edgekd.teachers.teacher import kind_of
 
 # The parts of a configuration that make up the recipe.
@@ -80,9 +82,21 @@ def render(contents: Contents) -> str:
         warnings=contents.profile.warnings if contents.profile else (),
         calibration=contents.quantize.calibration if contents.quantize else None,
         score=contents.score,
+        network=_network(contents),
+        answers_classes=of(contents.task).top1,
+        pixels=contents.task == SEGMENTATION,
         missing=contents.missing,
         packages=tuple(_packages(contents)),
     )
+
+
+def _network(contents: Contents) -> str | None:
+    """What the student is, as a sentence begins."""
+    student = contents.models.get("student")
+    if student is None:
+        return None
+    text = of(student.card.task).network.format(n=len(student.card.classes))
+    return text[0].upper() + text[1:]
 
 
 def _elsewhere(config: dict[str, Any]) -> bool:

@@ -29,6 +29,8 @@ class Task:
     # Of the score, one of `results.SCORES` (budgets are on METRIC and METRIC_drop); of the term in the loss.
     metric: ClassVar[str]
     term: ClassVar[str]
+    # What such a network is, of {n} outputs.
+    network: ClassVar[str]
     # Whether there is a best class, of which teacher and student can say the same.
     top1: ClassVar[bool] = True
 

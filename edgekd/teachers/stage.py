@@ -5,7 +5,6 @@ from __future__ import annotations
 from edgekd.models import role
 from edgekd.pipeline.stages import Context
 from edgekd.results import TrainingReport
-from edgekd.tasks.check import check_task
 from edgekd.tasks.task import of
 from edgekd.teachers.teacher import check_methods, kind_of
 
@@ -16,7 +15,6 @@ def run(context: Context) -> None:
     Builds the student too, to refuse a pair that cannot work before hours of training.
     """
     config, dataset = context.config, context.dataset
-    check_task(config, dataset.task, dataset.classes)
     if not config.student.auto:
         role.build(config.student, "student", dataset, seed=config.seed, base=context.base)
     kind = kind_of(config.teacher.model)

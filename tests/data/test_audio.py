@@ -217,3 +217,21 @@ def test_spoken_words_to_a_gated_report(tmp_path):
     assert run.gate.verdict == "pass"
     assert (run.path / "export/logmel.py").is_file()
     assert json.loads((run.path / "export/logmel.json").read_text())["mels"] == 20
+
+
+def test_a_list_that_begins_with_a_byte_order_mark_and_one_that_is_no_text(folder):
+    named = "\ufeffhigh/0.wav\nhigh/1.wav\nlow/0.wav\nlow/1.wav\n"
+    (folder / "testing_list.txt").write_text(named, encoding="utf-8")
+    assert len(read(folder).test) == 4
+    (folder / "testing_list.txt").write_text(named, encoding="utf-16")
+    assert "is not text in UTF-8" in refused(folder)
+
+
+def test_a_word_without_clips_is_told_not_left_out(folder):
+    (folder / "mid").mkdir()
+    (folder / "mid/0.flac").write_bytes(b"fLaC")
+    message = refused(folder)
+    assert "mid: has no .wav file" in message
+    assert "begin its name with _" in message
+    (folder / "mid").rename(folder / "_mid")
+    assert read(folder).classes == ("high", "low")

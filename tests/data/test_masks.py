@@ -54,6 +54,16 @@ def test_pictures_and_the_classes_of_their_pixels(tmp_path, palette):
     assert (dataset.inputs[:, 0][inside] == dataset.labels[inside] * 40).all()
 
 
+def test_a_class_that_no_pixel_is_of_is_told(tmp_path):
+    write(tmp_path / "d")
+    for path in (tmp_path / "d/masks").iterdir():
+        values = np.asarray(Image.open(path))
+        Image.fromarray(np.where(values == 2, 255, values).astype(np.uint8)).save(path)
+    message = refused(tmp_path / "d")
+    assert "no pixel of any mask is of class 'car', and some are 255" in message
+    assert "a mask of 0 and 255 is one of 0 and 1" in message
+
+
 def test_a_test_split_of_its_own(tmp_path):
     write(tmp_path / "d", splits=("train", "test"))
     dataset = read(tmp_path / "d")

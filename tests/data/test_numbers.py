@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from edgekd.config.load import validate
 from edgekd.config.schema import Data
 from edgekd.data.resolve import load
 from edgekd.errors import UsageError
@@ -149,3 +150,56 @@ class TestTs:
 def test_quantiles_that_do_not_rise_are_refused():
     with pytest.raises(ValueError, match="should rise"):
         Data(quantiles=[0.9, 0.1])
+
+
+class TestUnits:
+    """Numbers far from 0 and 1."""
+
+    def test_labels_that_float32_rounds_too_much_are_refused(self, tmp_path):
+        rows = "".join(f"{i},{1.7e9 + i % 9}\n" for i in range(40))
+        table(tmp_path, f"a,seconds\n{rows}")
+        message = refused("csv:d.csv", tmp_path)
+        assert "float32 rounds labels by up to" in message
+        assert "take a constant off them" in message
+
+    def test_tiny_inputs_and_labels_are_normalised_like_others(self, tmp_path):
+        rows = "".join(f"{i * 1e-9!r},{(i % 9) * 1e-12!r}\n" for i in range(40))
+        table(tmp_path, f"amperes,farad\n{rows}")
+        dataset = read("csv:d.csv", tmp_path)
+        inputs = dataset.tensor(dataset.train)
+        assert 0.9 < float(inputs.std()) < 1.1
+        assert 1e-12 < dataset.output.std[0] < 4e-12
+
+    def test_a_split_of_one_value_says_nothing(self, tmp_path):
+        x, y = RANDOM.normal(size=(40, 3)), RANDOM.normal(size=40)
+        save(tmp_path, x_train=x, y_train=y, x_test=x[:5], y_test=np.full(5, 2.0))
+        assert "y is 2 in all 5 samples of the test split" in refused("npz:d.npz", tmp_path)
+
+
+def test_a_table_without_a_header_is_refused(tmp_path):
+    table(tmp_path, ROWS)
+    assert "d.csv:1: the first line has numbers" in refused("csv:d.csv", tmp_path)
+
+
+def test_arrays_of_no_and_of_other_shapes_are_refused(tmp_path):
+    x = RANDOM.normal(size=(40, 3))
+    save(tmp_path, x=x, y=np.float64(3))
+    assert "y is a single value" in refused("npz:d.npz", tmp_path)
+    save(tmp_path, x_train=x, y_train=x[:, 0], x_test=x, y_test=x)
+    assert "y_test has labels of shape (3,), y_train ()" in refused("npz:d.npz", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"quantiles": [0.2, 0.8]}, "quantiles: goes with data.task: quantile"),
+        ({"targets": ["a"]}, "targets: is for csv:, not npz:"),
+        ({"image_size": [8, 8]}, "image_size: is for folder: and masks:, not npz:"),
+        ({"audio": {"mels": 20}}, "audio: is for audio:, not npz:"),
+        ({"task": "quantile", "quantiles": [0.1, 0.10000001]}, "two of them are the same"),
+    ],
+)
+def test_keys_of_other_sources_and_tasks_are_refused(options, told):
+    with pytest.raises(UsageError) as caught:
+        validate({"data": {"source": "npz:d.npz", **options}}, where="c.yaml", lines={})
+    assert told in str(caught.value)

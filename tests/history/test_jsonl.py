@@ -66,6 +66,7 @@ def test_an_export_is_the_same_history_elsewhere_and_importing_it_again_adds_not
         (line(label="x" * 201), "label"),
         (line(verdict="maybe"), "verdict"),
         (line(metric="accuracy", value=123), "value: 123 can never be accuracy"),
+        (line(metric="r2", value=1.2, interval=None), "value: 1.2 can never be r2"),
         (line(value=-0.002, interval=None), "value: -0.002 can never be latency_p50"),
         (line(interval=[-0.001, 0.003]), "interval: -0.001 can never be"),
         (line(metric="acuracy"), "no metric 'acuracy'; did you mean 'accuracy'"),

@@ -93,6 +93,13 @@ class TestTheLine:
         assert "accuracy" not in text.split("<body")[1].split("<footer")[0].lower()
         assert json.loads((run.path / "report.json").read_text())["classes"] == []
 
+    def test_the_model_card_is_that_of_a_network_for_numbers(self, run):
+        card = (run.path / "MODEL_CARD.md").read_text()
+        assert "A network that gives numbers, 1 for a sample: zoo:mlp" in card
+        assert "class" not in card.partition("## Recipe")[0]
+        assert "logit" not in card
+        assert "probabilities" not in card
+
     def test_the_card_says_what_the_outputs_are(self, run):
         card = run.card("student")
         assert (card.task, card.classes) == ("regression", ("watts",))
@@ -114,6 +121,32 @@ class TestTheLine:
 
 
 @pytest.mark.slow
+def test_what_is_for_classes_is_refused_where_the_teacher_is_done_too(run, tmp_path):
+    for key in ("distill.methods=[kd: {}]", "distill.scheme=born_again"):
+        with pytest.raises(UsageError, match=r"is for classification|is not for regression"):
+            edgekd.distill(run.path, out=tmp_path / "other", overrides=[key])
+
+
+def test_the_store_keeps_numbers_as_they_are(tmp_path):
+    """Half precision has steps of 16 at 30,000, where these differ by 5."""
+    random = np.random.default_rng(0)
+    x = random.random((400, 3))
+    y = 30_000 + 10 * x[:, 0] + 15 * x[:, 1] * x[:, 2]
+    np.savez(tmp_path / "d.npz", x=x.astype(np.float32), y=y)
+    settings = {
+        "data": {"source": f"npz:{tmp_path / 'd.npz'}"},
+        "teacher": {
+            "model": "zoo:mlp", "args": {"hidden": [64]},
+            "train": {"epochs": 40, "optimizer": "adamw", "learning_rate": 0.01},
+        },
+        "student": {"model": "zoo:mlp", "args": {"hidden": [16]}},
+        "distill": {"methods": ["mse"], "alpha": 0, "epochs": 40, "optimizer": "adamw",
+                    "learning_rate": 0.02, "doctor": False},
+    }  # fmt: skip
+    run = edgekd.distill(settings, out=tmp_path / "runs/far")
+    assert run.training("student").test.value > 0.8
+
+
 def test_quantiles_hold_the_share_of_samples_that_they_say(tmp_path):
     path = config(
         tmp_path,

@@ -75,13 +75,24 @@ class Sound:
 
 
 def _clips(folder: Path) -> list[Path]:
-    return sorted(
-        path
-        for path in folder.glob("*/*")
-        if path.suffix.lower() == ".wav"
-        and not path.parent.name.startswith(("_", "."))
-        and not path.name.startswith(".")
-    )
+    """Raises UsageError for the folder of a word that has no clip: the word would be missing unseen."""
+    found: list[Path] = []
+    for word in sorted(folder.iterdir()):
+        if not word.is_dir() or word.name.startswith(("_", ".")):
+            continue
+        clips = [
+            path
+            for path in word.iterdir()
+            if path.suffix.lower() == ".wav" and not path.name.startswith(".")
+        ]
+        if not clips:
+            raise UsageError(
+                "has no .wav file",
+                where=str(word),
+                fix="every sub-folder is a class: convert its clips, or begin its name with _",
+            )
+        found += sorted(clips)
+    return found
 
 
 def _front_end(audio: Audio, rate: int) -> LogMel:
@@ -121,7 +132,10 @@ def _test_split(folder: Path, ids: tuple[str, ...]) -> np.ndarray | None:
     if not path.is_file():
         return None
     known = set(ids)
-    named = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    try:
+        named = path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError:
+        raise UsageError("is not text in UTF-8", where=str(path)) from None
     for number, line in enumerate(named, 1):
         word = folder / Path(line.strip()).parent.name
         if line.strip() and line.strip() not in known and word.is_dir():

@@ -44,7 +44,8 @@ class Csv:
         features = [name for name in header if name not in targets]
         if not features:
             raise UsageError("leaves no column to predict from", where="data.targets")
-        inputs = _columns(rows, header, features, path)
+        with np.errstate(over="ignore"):
+            inputs = _columns(rows, header, features, path).astype(np.float32)
         if config.task == "classification" or not _are_numbers(rows, header, targets):
             if len(targets) > 1:
                 raise UsageError(
@@ -80,6 +81,10 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 rows.append((reader.line_num + 1, row))
         except (UnicodeDecodeError, csv.Error, StopIteration) as error:
             raise UsageError(f"cannot be read as CSV: {error}", where=str(path)) from None
+    if all(_is_number(name) for name in header):
+        raise UsageError(
+            "the first line has numbers, and should name every column", where=f"{path}:1"
+        )
     if len(set(header)) != len(header) or "" in header:
         raise UsageError(
             "the first line should name every column, each differently", where=f"{path}:1"
@@ -92,7 +97,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def _columns(
     rows: list[tuple[int, list[str]]], header: list[str], names: list[str], path: Path
 ) -> np.ndarray:
-    """(n, len(names)) float32."""
+    """(n, len(names)) float64."""
     import numpy as np
 
     places = [header.index(name) for name in names]
@@ -107,14 +112,17 @@ def _columns(
                     where=f"{path}:{line}",
                     fix="fill in what is missing, and write categories as numbers (one column each)",
                 ) from None
-    with np.errstate(over="ignore"):
-        return values.astype(np.float32)
+    return values
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _are_numbers(rows: list[tuple[int, list[str]]], header: list[str], targets: list[str]) -> bool:
     """Whether every target of the first row is one."""
-    try:
-        [float(rows[0][1][header.index(name)]) for name in targets]
-    except ValueError:
-        return False
-    return True
+    return all(_is_number(rows[0][1][header.index(name)]) for name in targets)

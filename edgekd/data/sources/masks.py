@@ -67,11 +67,22 @@ class Masks:
             _mask(path, image.size, len(classes), config.image_size)
             for (_, path, _), image in zip(files, images, strict=True)
         ]
+        labels = np.stack(masks)
+        seen = set(np.unique(labels).tolist())
+        unseen = [name for number, name in enumerate(classes) if number not in seen]
+        if unseen:
+            raise UsageError(
+                f"no pixel of any mask is of class {unseen[0]!r}"
+                + (", and some are 255, which is no class" if -1 in seen else ""),
+                where=str(folder),
+                fix="number the classes from 0 in the masks (a mask of 0 and 255 is one of 0 and 1), or take "
+                "the class out of classes.txt",
+            )
         arrays = [array_of(image, grey, config.image_size) for image in images]
         check_sizes([path for path, _, _ in files], arrays)
         return Samples(
             inputs=np.stack(arrays),
-            labels=np.stack(masks),
+            labels=labels,
             classes=classes,
             scale=255.0,
             test=np.array([test for _, _, test in files]) if len(splits) == 2 else None,
@@ -86,7 +97,7 @@ def _class_names(path: Path) -> tuple[str, ...]:
             "no such file", where=str(path), fix="write the name of every class in it, one a line"
         )
     try:
-        names = tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines())
     except UnicodeDecodeError:
         raise UsageError("is not text in UTF-8", where=str(path)) from None
     while names and not names[-1]:

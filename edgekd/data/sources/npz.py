@@ -38,12 +38,20 @@ class Npz:
 
         path = existing(location, folder=False, kind="npz")
         arrays = _read(path)
+        for name in {*_SPLIT, "x", "y"} & arrays.keys():
+            if not arrays[name].ndim:
+                raise UsageError(f"{name} is a single value", where=str(path))
         test = None
         if all(name in arrays for name in _SPLIT):
             train_x, train_y, test_x, test_y = (arrays[name] for name in _SPLIT)
             if train_x.shape[1:] != test_x.shape[1:]:
                 raise UsageError(
                     f"x_test has samples of shape {test_x.shape[1:]}, x_train {train_x.shape[1:]}",
+                    where=str(path),
+                )
+            if train_y.shape[1:] != test_y.shape[1:]:
+                raise UsageError(
+                    f"y_test has labels of shape {test_y.shape[1:]}, y_train {train_y.shape[1:]}",
                     where=str(path),
                 )
             x, y = np.concatenate([train_x, test_x]), np.concatenate([train_y, test_y])

@@ -124,15 +124,15 @@ def _header(lines: Iterator[tuple[int, str]], path: Path) -> tuple[list[str], bo
                     raise UsageError("has no classes (@classLabel)", where=f"{path}:{lacking}")
                 return names, of_target
             case "@targetlabel":
-                of_target = values[:1] == ["true"]
-            case "@timestamps" if values[:1] == ["true"]:
+                of_target = values[:1] in (["true"], ["True"])
+            case "@timestamps" if values[:1] in (["true"], ["True"]):
                 raise UsageError(
                     "has time stamps; should be sampled evenly",
                     where=f"{path}:{number}",
                     fix="resample the series, and write @timeStamps false",
                 )
             case "@classlabel":
-                lacking = 0 if values[:1] == ["true"] else number
+                lacking = 0 if values[:1] in (["true"], ["True"]) else number
                 names = values[1:]
             case text if text and not text.startswith(("@", "#")):
                 raise UsageError("values before @data: no .ts file", where=f"{path}:{number}")

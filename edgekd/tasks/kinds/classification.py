@@ -20,6 +20,7 @@ class Classification(Task):
     """Top-1 accuracy; cross-entropy."""
 
     metric, term = "accuracy", "cross_entropy"
+    network = "a classifier with {n} classes"
 
     def strata(self, labels: np.ndarray) -> np.ndarray:
         """Every class is in every split."""

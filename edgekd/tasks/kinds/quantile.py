@@ -21,6 +21,7 @@ class Quantile(Resampled):
     """R¹ (Koenker and Machado 1999), the share of the check loss that is explained; check loss."""
 
     metric, term = "r1", "check_loss"
+    network = "a network that gives quantiles of numbers, {n} for a sample"
     top1 = False
 
     def __init__(self, argument: str = "") -> None:

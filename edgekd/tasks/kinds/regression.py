@@ -17,6 +17,7 @@ class Regression(Resampled):
     """R², the share of the labels' variance that is explained, mean over outputs; squared error."""
 
     metric, term = "r2", "squared_error"
+    network = "a network that gives numbers, {n} for a sample"
     top1 = False
 
     def loss(self, outputs: Tensor, labels: Tensor, scale: Tensor | None) -> Tensor:

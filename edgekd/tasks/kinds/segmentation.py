@@ -21,6 +21,7 @@ class Segmentation(Resampled):
     """Mean over classes of intersection over union (Everingham et al. 2010); cross-entropy of pixels."""
 
     metric, term = "miou", "cross_entropy"
+    network = "a network that gives every pixel one of {n} classes"
 
     def shape(self, classes: int, inputs: tuple[int, ...]) -> tuple[int, ...]:
         """A logit for every class at every pixel."""
