@@ -195,11 +195,12 @@ def test_the_file_beside_the_models_makes_the_same_features_with_numpy_alone(fol
 def test_spoken_words_to_a_gated_report(tmp_path):
     import edgekd
 
+    random = np.random.default_rng(0)
     for word, (start, end) in {"up": (300, 1500), "down": (1500, 300), "flat": (800, 800)}.items():
         for i in range(40):
             t = np.arange(RATE) / RATE
-            f = np.linspace(start, end, RATE) * RANDOM.uniform(0.8, 1.2)
-            x = np.sin(2 * np.pi * np.cumsum(f) / RATE) * np.hanning(RATE) + RANDOM.normal(
+            f = np.linspace(start, end, RATE) * random.uniform(0.8, 1.2)
+            x = np.sin(2 * np.pi * np.cumsum(f) / RATE) * np.hanning(RATE) + random.normal(
                 0, 0.1, RATE
             )
             say(tmp_path / "words" / word / f"{i}.wav", (x * 9000 * t**0).astype("<i2").tobytes())
