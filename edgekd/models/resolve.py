@@ -159,15 +159,21 @@ def check(
         raise UsageError(
             f"the {role} gives logits of shape {_named(logits.shape[1:])}, "
             + (
-                f"but the data has {outputs[0]} classes"
+                f"but the data has {outputs[0]} {'classes' if outputs[0] > 1 else 'number'}"
                 if len(outputs) == 1
                 else f"but this data needs {_named(outputs)}: a class for every pixel"
             ),
             where=role,
-            fix=f"give it {outputs[0]} outputs (args), so that teacher, student and data agree"
-            if len(outputs) == logits.ndim - 1
-            else "choose a network for this task",
+            fix=_fix(tuple(logits.shape[1:]), outputs),
         )
+
+
+def _fix(given: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+    if len(given) != len(wanted):
+        return "choose a network for this task"
+    if given[0] == wanted[0]:
+        return "its outputs should be as high and wide as its inputs: end it by upsampling"
+    return f"give it {wanted[0]} outputs (args), so that teacher, student and data agree"
 
 
 def _named(shape: tuple[int, ...]) -> str:
