@@ -95,9 +95,15 @@ def main() -> None:
     """Features of one clip, (1, 1, frames, mels), before normalisation by mean and std of model.json."""
     if len(sys.argv) != 4:
         raise SystemExit("logmel.py logmel.json CLIP.wav FEATURES.npy")
-    with open(sys.argv[1], encoding="utf-8") as file:
-        front_end = LogMel(**json.load(file))
-    samples, rate = read_wav(sys.argv[2])
+    try:
+        with open(sys.argv[1], encoding="utf-8") as file:
+            front_end = LogMel(**json.load(file))
+    except (OSError, TypeError, ValueError) as error:
+        raise SystemExit(f"{sys.argv[1]}: no settings of log-mel spectrograms: {error}") from None
+    try:
+        samples, rate = read_wav(sys.argv[2])
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{sys.argv[2]}: {error}") from None
     if rate != front_end.rate:
         raise SystemExit(f"{sys.argv[2]}: {rate} Hz, should be {front_end.rate}")
     np.save(sys.argv[3], front_end(front_end.fitted(samples))[None, None])

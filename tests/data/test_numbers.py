@@ -203,3 +203,8 @@ def test_keys_of_other_sources_and_tasks_are_refused(options, told):
     with pytest.raises(UsageError) as caught:
         validate({"data": {"source": "npz:d.npz", **options}}, where="c.yaml", lines={})
     assert told in str(caught.value)
+
+
+def test_a_first_label_that_is_missing_is_told_by_line(tmp_path):
+    table(tmp_path, "a,b,c\n1,2,NA\n" + ROWS)
+    assert "d.csv:2: column 'c' has 'NA', which is no number" in refused("csv:d.csv", tmp_path)

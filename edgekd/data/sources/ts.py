@@ -156,4 +156,5 @@ def _series(channels: list[str], where: str) -> np.ndarray:
     if len({len(row) for row in rows}) > 1:
         lengths = ", ".join(str(len(row)) for row in rows)
         raise UsageError(f"its channels have different lengths: {lengths}", where=where)
-    return np.array(rows, np.float32)
+    with np.errstate(over="ignore"):  # told as not finite
+        return np.array(rows, np.float64).astype(np.float32)
