@@ -208,3 +208,8 @@ def test_keys_of_other_sources_and_tasks_are_refused(options, told):
 def test_a_first_label_that_is_missing_is_told_by_line(tmp_path):
     table(tmp_path, "a,b,c\n1,2,NA\n" + ROWS)
     assert "d.csv:2: column 'c' has 'NA', which is no number" in refused("csv:d.csv", tmp_path)
+
+
+def test_an_empty_table_is_refused(tmp_path):
+    table(tmp_path, "")
+    assert "has no rows" in refused("csv:d.csv", tmp_path)

@@ -81,7 +81,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
                 rows.append((reader.line_num + 1, row))
         except (UnicodeDecodeError, csv.Error, StopIteration) as error:
             raise UsageError(f"cannot be read as CSV: {error}", where=str(path)) from None
-    if all(_is_number(name) for name in header):
+    if header and all(_is_number(name) for name in header):
         raise UsageError(
             "the first line has numbers, and should name every column", where=f"{path}:1"
         )

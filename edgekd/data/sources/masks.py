@@ -67,6 +67,8 @@ class Masks:
             _mask(path, image.size, len(classes), config.image_size)
             for (_, path, _), image in zip(files, images, strict=True)
         ]
+        arrays = [array_of(image, grey, config.image_size) for image in images]
+        check_sizes([path for path, _, _ in files], arrays)
         labels = np.stack(masks)
         seen = set(np.unique(labels).tolist())
         unseen = [name for number, name in enumerate(classes) if number not in seen]
@@ -78,8 +80,6 @@ class Masks:
                 fix="number the classes from 0 in the masks (a mask of 0 and 255 is one of 0 and 1), or take "
                 "the class out of classes.txt",
             )
-        arrays = [array_of(image, grey, config.image_size) for image in images]
-        check_sizes([path for path, _, _ in files], arrays)
         return Samples(
             inputs=np.stack(arrays),
             labels=labels,
