@@ -35,17 +35,14 @@ def numbers(
     exact = y.reshape(len(y), -1).astype(np.float64)
     with np.errstate(over="ignore"):
         labels = exact.astype(np.float32)
-    finite = np.isfinite(labels).all(axis=1)
-    spread, rounded = (
-        exact[finite].std(axis=0),
-        np.abs(labels - exact)[finite].max(axis=0, initial=0),
-    )
-    if (rounded > 0.01 * spread).any() and (spread > 0).any():
-        raise UsageError(
-            f"float32 rounds labels by up to {rounded.max():g}, and they differ by {spread.min():g}",
-            where=where,
-            fix="take a constant off them, such as their mean",
-        )
+    if np.isfinite(labels).all():
+        spread, rounded = exact.std(axis=0), np.abs(labels - exact).max(axis=0)
+        if (rounded > 0.01 * spread).any() and (spread > 0).any():
+            raise UsageError(
+                f"float32 rounds labels by up to {rounded.max():g}, and they differ by {spread.min():g}",
+                where=where,
+                fix="take a constant off them, such as their mean",
+            )
     count = labels.shape[1]
     if names is None:
         told = ("y",) if count == 1 else tuple(f"y{i}" for i in range(count))
