@@ -106,9 +106,10 @@ def test_a_term_without_gradient_is_named():
 def test_a_term_that_is_drowned_is_named_with_the_factor():
     (complaint,) = complaints(Objective(0.1, (KD(weight=1e5),)))
     assert complaint.startswith("cross_entropy is outweighed")
-    suggested = float(re.search(r"try alpha: ([\d.e+]+)", complaint)[1])
+    # The labels' weight is a share: the other's is to be lowered.
+    suggested = float(re.search(r"try kd.weight: ([\d.e+]+)", complaint)[1])
     norms = gradient_norms(
-        network(), Objective(suggested, (KD(weight=1e5),)), INPUTS, Knowledge(ANSWERS), LABELS
+        network(), Objective(0.1, (KD(weight=suggested),)), INPUTS, Knowledge(ANSWERS), LABELS
     )
     assert norms["kd"] / norms["cross_entropy"] == pytest.approx(10, rel=0.5)
     assert "that of kd" in complaint
