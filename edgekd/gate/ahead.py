@@ -47,11 +47,14 @@ def _check_place(budget: Budget, targets: Sequence[Target], where: str) -> None:
             where=where,
             fix="add it to profile.targets",
         )
+    runtimes = {runtime for target in targets for runtime in target.runtimes}
+    if budget.runtime is None or budget.runtime in runtimes:
+        return
     from edgekd.profile.device.runtimes import RUNTIMES
 
     # Accuracy is told of every runtime, whatever the targets have.
-    runtimes = {*RUNTIMES, *(runtime for target in targets for runtime in target.runtimes)}
-    if budget.runtime is not None and budget.runtime not in runtimes:
+    runtimes |= RUNTIMES.keys()
+    if budget.runtime not in runtimes:
         raise UsageError(
             f"nothing is measured with runtime {budget.runtime!r}"
             + suggestion(budget.runtime, sorted(runtimes)),

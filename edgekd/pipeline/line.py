@@ -22,7 +22,6 @@ from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.stages import LINE, NAMES, Context, Stage
 from edgekd.progress import Progress
 from edgekd.signals import terminable
-from edgekd.tasks.check import check_task
 
 
 def run_line(
@@ -149,6 +148,8 @@ def _do(
             together.announce(stage.name)
             context = Context(config, base, run, folder, progress)
             if stage.name in _OF_THE_TASK:
+                from edgekd.tasks.check import check_task
+
                 check_task(config, context.dataset.task, context.dataset.classes)
             stage.work(context)
     artifacts = run.adopt(folder, run.path / stage.folder)
