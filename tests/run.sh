@@ -72,15 +72,15 @@ hadolint Dockerfile
 logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
 
-# Of two workers, one whose process dies (native code, or the system) takes its tests with it, and
+# A worker whose process dies (native code, or the system) takes its tests with it, and
 # pytest-xdist's replacement may wait for ever: stop at once, name the test, and begin once more. Failures
 # alone are never tried again.
 side_by_side() {
-  local log="$1" attempt status
-  shift
+  local log="$1" workers="$2" attempt status
+  shift 2
   for attempt in 1 2; do
     status=0
-    timeout --foreground -k 30 40m python -m pytest -n 2 --dist loadfile --max-worker-restart=0 "$@" | tee "$log" ||
+    timeout --foreground -k 30 40m python -m pytest -n "$workers" --dist loadfile --max-worker-restart=0 "$@" | tee "$log" ||
       status=$?
     if [[ "$attempt" == 2 || "$status" == 0 ]] || ! grep -q "^worker 'gw[0-9]*' crashed while running" "$log"; then
       return "$status"
@@ -90,9 +90,10 @@ side_by_side() {
 }
 
 step "fast tests, with coverage"
-side_by_side "$logs/fast" -m "not slow and not timing" --cov --cov-report=term --durations=25
+side_by_side "$logs/fast" 2 -m "not slow and not timing" --cov --cov-report=term --durations=25
 step "slow tests"
-side_by_side "$logs/slow" -m "slow and not timing" --timeout=900 --durations=10
+# Three on two cores: they often wait, for devices, servers and downloads.
+side_by_side "$logs/slow" 3 -m "slow and not timing" --timeout=900 --durations=10
 step "timings, alone"
 python -m pytest -m timing --timeout=900 | tee "$logs/timing"
 
