@@ -25,6 +25,8 @@ def cluster():
     from edgekd.search.engines.ray import _ROOT
 
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Ray's workers give way to all else, and here other tests are beside them.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(
         num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error",
         runtime_env={"env_vars": {"PYTHONPATH": str(_ROOT)}},
