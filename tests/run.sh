@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up .venv and runs every check: style, types, Dockerfile, tests with coverage, slow tests.
-# EDGEKD_DATA=FOLDER adds the tests on larger real data (FOLDER/mnist/*.gz).
+# Sets up .venv and runs every check: style, types, Dockerfile, fast tests, slow tests.
+# COVERAGE=1 adds coverage, a fifth slower. EDGEKD_DATA=FOLDER adds the tests on larger real data (FOLDER/mnist/*.gz).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -72,15 +72,15 @@ hadolint Dockerfile
 logs="$(mktemp -d)"
 trap 'rm -rf "$logs"' EXIT
 
-# A worker whose process dies (native code, or the system) takes its tests with it, and
+# Of two workers, one whose process dies (native code, or the system) takes its tests with it, and
 # pytest-xdist's replacement may wait for ever: stop at once, name the test, and begin once more. Failures
 # alone are never tried again.
 side_by_side() {
-  local log="$1" workers="$2" attempt status
-  shift 2
+  local log="$1" attempt status
+  shift
   for attempt in 1 2; do
     status=0
-    timeout --foreground -k 30 40m python -m pytest -n "$workers" --dist loadfile --max-worker-restart=0 "$@" | tee "$log" ||
+    timeout --foreground -k 30 40m python -m pytest -n 2 --dist loadfile --max-worker-restart=0 "$@" | tee "$log" ||
       status=$?
     if [[ "$attempt" == 2 || "$status" == 0 ]] || ! grep -q "^worker 'gw[0-9]*' crashed while running" "$log"; then
       return "$status"
@@ -89,11 +89,12 @@ side_by_side() {
   done
 }
 
-step "fast tests, with coverage"
-side_by_side "$logs/fast" 2 -m "not slow and not timing" --cov --cov-report=term --durations=25
+step "fast tests"
+coverage=()
+[[ -n "${COVERAGE:-}" ]] && coverage=(--cov --cov-report=term)
+side_by_side "$logs/fast" -m "not slow and not timing" "${coverage[@]}" --durations=25
 step "slow tests"
-# Three on two cores: they often wait, for devices, servers and downloads.
-side_by_side "$logs/slow" 3 -m "slow and not timing" --timeout=900 --durations=10
+side_by_side "$logs/slow" -m "slow and not timing" --timeout=900 --durations=10
 step "timings, alone"
 python -m pytest -m timing --timeout=900 | tee "$logs/timing"
 

@@ -51,5 +51,6 @@ def test_a_bert_becomes_small_files_that_read_reviews(tmp_path):
         (logits,) = session.run(None, {"input": ids})
         assert classes[logits.argmax()] == label, text
     page = (run / "report.html").read_text("utf-8")
-    assert "<q>" in page
+    with np.load(run / "verify/examples.npz") as examples:
+        assert ("<q>" in page) == bool(len(examples["positions"]))
     assert "token ids" in (run / "MODEL_CARD.md").read_text("utf-8")
