@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs every check: style, types, Dockerfile, fast tests, slow tests.
-# COVERAGE=1 adds coverage, a fifth slower. EDGEKD_DATA=FOLDER adds the tests on larger real data (FOLDER/mnist/*.gz).
+# COVERAGE=1 adds coverage. EDGEKD_DATA=FOLDER adds the tests on larger real data (FOLDER/mnist/*.gz).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
