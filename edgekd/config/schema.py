@@ -744,12 +744,15 @@ RANGES: dict[Dimension, tuple[float, float]] = {
 
 
 # R² and R¹ have no least, and so what is lost of them no most.
-_ENDLESS = {"r2": (-math.inf, 1.0), "r1": (-math.inf, 1.0)}
+_ENDLESS = {
+    **dict.fromkeys(("r2", "r1"), (-math.inf, 1.0)),
+    **dict.fromkeys(("r2_drop", "r1_drop", "accuracy_vs_baseline"), (-math.inf, math.inf)),
+}
 
 
 def possible(metric: str) -> tuple[float, float]:
     """What a figure of this metric can be, in base units."""
-    if metric in ("r2_drop", "r1_drop", "accuracy_vs_baseline") or metric.startswith("user."):
+    if metric.startswith("user."):
         return -math.inf, math.inf
     return _ENDLESS.get(metric, RANGES[dimension(metric)])
 

@@ -17,41 +17,45 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-class Scaled(nn.Module):
-    """`linear`(x) × std + mean, per output."""
+class _Units(nn.Module):
+    """× std + mean, per output."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, linear: nn.Linear, scale: OutputScale) -> None:
+    def __init__(self, scale: OutputScale) -> None:
         super().__init__()
-        self.linear = linear
         # In the card, not with the weights: a network with this head takes what one without it has.
         self.register_buffer("mean", torch.tensor(scale.mean), persistent=False)
         self.register_buffer("std", torch.tensor(scale.std), persistent=False)
 
+    def units(self, y: Tensor) -> Tensor:
+        """(n, outputs) at mean 0 and deviation 1 in the units of the data."""
+        return y * self.std + self.mean
+
+
+class Scaled(_Units):
+    """`linear`(x) × std + mean."""
+
+    def __init__(self, linear: nn.Linear, scale: OutputScale) -> None:
+        super().__init__(scale)
+        self.linear = linear
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, …) to (n, outputs)."""
-        y: Tensor = self.linear(x) * self.std + self.mean
-        return y
+        return self.units(self.linear(x))
 
 
-class ScaledNetwork(nn.Module):
+class ScaledNetwork(_Units):
     """`network`(x) × std + mean, for one that does not end with a linear layer."""
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, network: nn.Module, scale: OutputScale) -> None:
-        super().__init__()
+        super().__init__(scale)
         self.network = network
-        self.register_buffer("mean", torch.tensor(scale.mean), persistent=False)
-        self.register_buffer("std", torch.tensor(scale.std), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, …) to (n, outputs)."""
-        y: Tensor = self.network(x) * self.std + self.mean
-        return y
+        return self.units(self.network(x))
 
 
 def scale_outputs(module: nn.Module, scale: OutputScale, example: Tensor) -> nn.Module:
@@ -83,7 +87,7 @@ def _ends_with(module: nn.Module, parent: nn.Module, name: str, example: Tensor)
 def scale_of(module: nn.Module) -> OutputScale | None:
     """That of the head it was given."""
     for part in module.modules():
-        if isinstance(part, Scaled | ScaledNetwork):
+        if isinstance(part, _Units):
             return OutputScale(mean=tuple(part.mean.tolist()), std=tuple(part.std.tolist()))
     return None
 
