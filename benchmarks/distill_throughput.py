@@ -16,13 +16,14 @@ from __future__ import annotations
 
 import argparse
 import copy
+import multiprocessing
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 
@@ -37,6 +38,7 @@ from edgekd.data.resolve import Dataset
 from edgekd.data.views import Views
 from edgekd.distill.compute import choose
 from edgekd.distill.knowledge_store import Dense, StoredKnowledge
+from edgekd.distill.memory import kept_memory
 from edgekd.distill.method import Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
@@ -93,68 +95,98 @@ def main() -> None:
 
 def table(threads: int, rounds: int, steps: int) -> str:
     """All contestants on this many threads."""
+    with tempfile.TemporaryDirectory() as work:
+        # One after the other: while one is made, nothing else runs.
+        contestants = [Contestant(name, threads, steps, work) for name in CONTESTANTS]
+        for number in range(rounds):
+            for contestant in contestants:
+                contestant.run()
+                print(
+                    f"round {number} {contestant.name}: {contestant.blocks[-1][0]:.3f} s",
+                    file=sys.stderr,
+                )
+        for contestant in contestants:
+            contestant.end()
+    return lines({contestant.name: contestant for contestant in contestants}, threads, steps)
+
+
+def lines(by_name: dict[str, Contestant], threads: int, steps: int) -> str:
+    """The table, and whether the goals are met."""
+    wall = {name: median(b[0] for b in c.blocks) for name, c in by_name.items()}
+    cpu = {name: median(b[1] for b in c.blocks) for name, c in by_name.items()}
+    rows = [
+        f"| {name} | {1000 * wall[name]:.0f} | {1000 * cpu[name]:.0f} | {BATCH / wall[name]:.0f} | "
+        f"{wall['textbook'] / wall[name]:.2f}× | {cpu['textbook'] / cpu[name]:.2f}× | "
+        f"{cpu['torchdistill'] / cpu[name]:.2f}× | {format_quantity(contestant.peak, 'bytes')} |"
+        for name, contestant in by_name.items()
+    ]
+    filled, labels_alone = by_name["edgekd, store filled"], by_name["edgekd, labels alone"]
+    alone = [
+        median(f[kind] / a[kind] for f, a in zip(filled.blocks, labels_alone.blocks, strict=True))
+        for kind in (0, 1)
+    ]
+    per_view = 2 * (Dense((CLASSES,)).words + 2) * 50_000
+    rounds = len(filled.blocks)
+    return "\n".join(
+        [
+            f"## {threads} thread{'s' if threads > 1 else ''}, {rounds} rounds of {steps} steps\n",
+            f"Chosen by `distill.compute: auto`: {filled.computing}.\n",
+            "| | ms a step | CPU ms | images/s | × textbook | × (CPU) | × torchdistill (CPU) | peak |",
+            "|---|--:|--:|--:|--:|--:|--:|--:|",
+            *rows,
+            "",
+            f"A step with the store against the labels alone, median over rounds: "
+            f"{alone[0]:.3f} (wall), {alone[1]:.3f} (CPU).",
+            f"The store takes {format_quantity(per_view, 'bytes')} on disk per view of 50,000 samples, "
+            "memory-mapped (page cache that the system may take back). Peak: resident memory of the "
+            "whole process.\n",
+        ]
+    )
+
+
+class Contestant:
+    """One way to distil, in a process of its own, which waits between its blocks."""
+
+    def __init__(self, name: str, threads: int, steps: int, work: str) -> None:
+        self.name, self.blocks = name, list[tuple[float, float]]()
+        self.peak = 0.0
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        folder = Path(work) / f"{list(CONTESTANTS).index(name)}"
+        self._process = context.Process(
+            target=compete, args=(other, name, threads, steps, folder), daemon=True
+        )
+        self._process.start()
+        other.close()
+        self.computing = self._pipe.recv()
+
+    def run(self) -> None:
+        """A block: the medians over its steps, in seconds of wall and of processor."""
+        self._pipe.send("run")
+        self.blocks.append(self._pipe.recv())
+
+    def end(self) -> None:
+        """Learn the peak of its memory, in bytes."""
+        self._pipe.send("end")
+        self.peak = self._pipe.recv()
+        self._process.join()
+
+
+def compete(pipe: Connection, name: str, threads: int, steps: int, work: Path) -> None:
+    """What a contestant's process does."""
     torch.set_num_threads(threads)
+    work.mkdir()
     data = images((steps + WARM) * BATCH)
     models = [
         build(f"zoo:{n}", {}, input_shape=SHAPE, classes=CLASSES, seed=0, base=Path.cwd())
         for n in ("resnet110", "resnet20")
     ]
     teacher, student = settled(models[0], data), models[1]
-    with tempfile.TemporaryDirectory() as work:
-        edge = Edgekd(data, teacher, student, threads, Path(work))
-        contestants: dict[str, Callable[[], Times]] = {
-            "textbook": lambda: textbook(data, teacher, student),
-            "torchdistill": lambda: torchdistill(data, teacher, student),
-            "edgekd, first epoch": edge.first_epoch,
-            "edgekd, first epoch, bf16 teacher": lambda: edge.first_epoch("bf16"),
-            "edgekd, store filled": edge.filled,
-            "edgekd, labels alone": edge.labels_alone,
-        }
-        edge.fill()
-        blocks: dict[str, Times] = defaultdict(list)
-        for number in range(rounds):
-            for name, run in contestants.items():
-                found = run()
-                blocks[name].append(tuple(median(column) for column in zip(*found, strict=True)))
-                print(f"round {number} {name}: {blocks[name][-1][0]:.3f} s", file=sys.stderr)
-        return lines(blocks, threads, rounds, steps, edge)
-
-
-def lines(blocks: dict[str, Times], threads: int, rounds: int, steps: int, edge: Edgekd) -> str:
-    """The table, and whether the goals are met."""
-    wall = {name: median(b[0] for b in found) for name, found in blocks.items()}
-    cpu = {name: median(b[1] for b in found) for name, found in blocks.items()}
-    rows = [
-        f"| {name} | {1000 * wall[name]:.0f} | {1000 * cpu[name]:.0f} | {BATCH / wall[name]:.0f} | "
-        f"{wall['textbook'] / wall[name]:.2f}× | {cpu['textbook'] / cpu[name]:.2f}× | "
-        f"{cpu['torchdistill'] / cpu[name]:.2f}× |"
-        for name in blocks
-    ]
-    alone = [
-        [f[kind] / a[kind] for f, a in zip(
-            blocks["edgekd, store filled"], blocks["edgekd, labels alone"], strict=True
-        )]
-        for kind in (0, 1)
-    ]  # fmt: skip
-    times = ", ".join(f"{how} {ms:.0f} ms" for how, ms in edge.computing.milliseconds.items())
-    codec = Dense((CLASSES,))
-    peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    per_view = 2 * (codec.words + 2) * 50_000
-    return "\n".join(
-        [
-            f"## {threads} thread{'s' if threads > 1 else ''}, {rounds} rounds of {steps} steps\n",
-            f"Chosen by `distill.compute: auto`: {edge.computing} ({times}).\n",
-            "| | ms a step | CPU ms | images/s | × textbook | × (CPU) | × torchdistill (CPU) |",
-            "|---|--:|--:|--:|--:|--:|--:|",
-            *rows,
-            "",
-            f"A step with the store against the labels alone, median over rounds: "
-            f"{median(alone[0]):.3f} (wall), {median(alone[1]):.3f} (CPU).",
-            f"The store takes {format_quantity(per_view, 'bytes')} on disk per view of 50,000 samples, "
-            "memory-mapped (page cache that the system may take back); the process peaked at "
-            f"{format_quantity(peak, 'bytes')}, all contestants together.\n",
-        ]
-    )
+    run, computing = CONTESTANTS[name](data, teacher, student, threads, work)
+    pipe.send(computing)
+    while pipe.recv() == "run":
+        pipe.send(tuple(median(column) for column in zip(*run(), strict=True)))
+    pipe.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def images(count: int) -> Dataset:
@@ -281,10 +313,9 @@ class Edgekd:
         self.blocks += 1
         return self._train(self._knowledge(f"store{self.blocks}", precision))
 
-    def fill(self) -> None:
-        self._train(self._knowledge("filled"))
-
     def filled(self) -> Times:
+        if not (self.work / "filled").exists():
+            self._train(self._knowledge("filled"))
         return self._train(self._knowledge("filled"))
 
     def labels_alone(self) -> Times:
@@ -329,6 +360,46 @@ class Edgekd:
             teacher=knowledge,
         )
         return clock.steps()
+
+
+Run = Callable[[], Times]
+
+
+def keeping(data: Dataset, teacher: nn.Module, student: nn.Module) -> Times:
+    with kept_memory():
+        return textbook(data, teacher, student)
+
+
+def plain(loop: Callable[[Dataset, nn.Module, nn.Module], Times]) -> Entrant:
+    def entered(
+        data: Dataset, teacher: nn.Module, student: nn.Module, threads: int, work: Path
+    ) -> tuple[Run, str]:
+        return lambda: loop(data, teacher, student), ""
+
+    return entered
+
+
+def ours(block: Callable[[Edgekd], Times]) -> Entrant:
+    def entered(
+        data: Dataset, teacher: nn.Module, student: nn.Module, threads: int, work: Path
+    ) -> tuple[Run, str]:
+        edge = Edgekd(data, teacher, student, threads, work)
+        times = ", ".join(f"{how} {ms:.0f} ms" for how, ms in edge.computing.milliseconds.items())
+        return lambda: block(edge), f"{edge.computing} ({times})"
+
+    return entered
+
+
+Entrant = Callable[[Dataset, nn.Module, nn.Module, int, Path], tuple[Run, str]]
+CONTESTANTS: dict[str, Entrant] = {
+    "textbook": plain(textbook),
+    "textbook, memory kept": plain(keeping),
+    "torchdistill": plain(torchdistill),
+    "edgekd, first epoch": ours(Edgekd.first_epoch),
+    "edgekd, first epoch, bf16 teacher": ours(lambda edge: edge.first_epoch("bf16")),
+    "edgekd, store filled": ours(Edgekd.filled),
+    "edgekd, labels alone": ours(Edgekd.labels_alone),
+}
 
 
 def machine() -> str:

@@ -26,6 +26,7 @@ from edgekd.data.resolve import Dataset
 from edgekd.data.views import Views
 from edgekd.distill import parallel
 from edgekd.distill.compute import Run, autocast, choose, compiled, laid_out, place
+from edgekd.distill.memory import kept_memory
 from edgekd.distill.method import Knowledge
 from edgekd.distill.objective import Objective, hard_loss
 from edgekd.distill.taps import Tapped
@@ -82,7 +83,7 @@ def train(
     total = config.epochs * steps
     last = config.epochs if until is None else min(until, config.epochs)
     label = of(dataset.task).label
-    with _threads(config.threads), _stop_signals() as stop:
+    with kept_memory(), _threads(config.threads), _stop_signals() as stop:
         found = parallel.told(_read(checkpoint) if parallel.rank() == 0 else None)
         computing = _computing(found, model, dataset, views, config, seed, total, progress)
         views = views.on(computing.device)
@@ -254,9 +255,14 @@ def predict(model: nn.Module, dataset: Dataset, indices: np.ndarray, batch: int 
 
 
 def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:
+    # One pass over each weight instead of several: on the CPU 3 to 6 times as fast.
+    fused = all(parameter.is_floating_point() for parameter in model.parameters())
     if config.optimizer == "adamw":
         return torch.optim.AdamW(
-            model.parameters(), config.learning_rate, weight_decay=config.weight_decay
+            model.parameters(),
+            config.learning_rate,
+            weight_decay=config.weight_decay,
+            fused=fused,
         )
     return torch.optim.SGD(
         model.parameters(),
@@ -264,6 +270,7 @@ def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:
         momentum=config.momentum,
         nesterov=config.momentum > 0,
         weight_decay=config.weight_decay,
+        fused=fused,
     )
 
 
