@@ -24,9 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from gate_power import FORMAT, SHAPE, export
 from scipy.stats import ttest_ind
 
+from benchmarks.gate_power import FORMAT, SHAPE, export
 from edgekd.config.schema import Profile
 from edgekd.models.resolve import build
 from edgekd.pipeline.environment import environment
@@ -34,9 +34,9 @@ from edgekd.profile.measure import profile
 from edgekd.profile.statistics import Samples, speedup, summarise
 from edgekd.profile.targets import find
 from edgekd.progress import Silent
-from edgekd.results import ExportedFile, Interval
+from edgekd.results import ExportedFile, Interval, Role
 
-ROLES = ("teacher", "student")
+ROLES: tuple[Role, ...] = ("teacher", "student")
 
 
 @dataclass

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from export_matrix import ARCHITECTURES, Architecture, digits, train
 
+from benchmarks.export_matrix import ARCHITECTURES, Architecture, digits, train
 from edgekd.config.schema import Export
 from edgekd.export.exporter import EXPORTERS, Source
 from edgekd.pipeline.environment import environment

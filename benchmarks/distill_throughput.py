@@ -346,12 +346,7 @@ class Edgekd:
                 epochs=1,
                 batch_size=BATCH,
                 threads=self.threads,
-                compute=Compute(
-                    device=how.device,
-                    precision=how.precision,
-                    channels_last=how.channels_last,
-                    compile=how.compile,
-                ),
+                compute=Compute.model_validate(how.model_dump(exclude={"milliseconds"})),
             ),
             seed=0,
             checkpoint=self.work / f"{self.blocks}.pt",

@@ -194,7 +194,7 @@ def measure(arch: Architecture, folder: Path, limit: int | None = None) -> dict[
     for format in _FORMATS:
         for variant in _VARIANTS:
             for runtime in _RUNTIMES:
-                cell = {"format": format, "variant": variant, "runtime": runtime}
+                cell: dict[str, object] = {"format": format, "variant": variant, "runtime": runtime}
                 known = RUNTIMES[runtime].formats + RUNTIMES[runtime].also
                 if format not in known:
                     cell["reason"] = "ONNX Runtime does not open OpenVINO's IR"
@@ -287,7 +287,7 @@ def _cell(
     apart = max(compare(reference[:8], x, where=where).max_relative for x in few)
     error, tolerance = max(errors.max_relative, apart), _tolerance(variant)
     agreed = round(errors.agreement * len(labels))
-    cell = {
+    cell: dict[str, object] = {
         "error": error,
         "snr": errors.snr,
         "agreement": errors.agreement,

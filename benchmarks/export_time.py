@@ -69,7 +69,8 @@ def once(config: dict[str, object]) -> dict[str, object]:
         old, wall, cpu = seconds.get(name, (0.0, 0.0)), *now()
         seconds[name] = (old[0] + wall - started[0], old[1] + cpu - started[1])
 
-    files, errors, notes = [], [], []
+    files, errors = [], []
+    notes: list[str] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         source = Source(module, card, inputs[:8], folder / "student.onnx")

@@ -19,6 +19,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from edgekd.progress import Lines
 RESULTS = Path(__file__).parent / "results" / "int8_drop.jsonl"
 WORK = Path(".edgekd/int8_drop")
 SCHEDULE = {"batch_size": 64, "threads": 1, "select": "last"}
-SETUPS = {
+SETUPS: dict[str, dict[str, Any]] = {
     "mnist": {
         "data": {"source": "idx:$EDGEKD_DATA/mnist", "limit": 10_000},
         "teacher": {"model": "zoo:mlp", "args": {"hidden": [1200, 1200]}, "epochs": 3},

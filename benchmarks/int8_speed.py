@@ -20,6 +20,7 @@ import tempfile
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Literal
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -47,7 +48,9 @@ def export(folder: Path) -> None:
         EXPORTERS.get(format)(source, folder, Export())
 
 
-def once(folder: Path, format: str, by: str, count: int) -> dict[str, object]:
+def once(
+    folder: Path, format: str, by: Literal["nncf", "onnxruntime"], count: int
+) -> dict[str, object]:
     """Quantize in this process: seconds (wall and CPU) and memory before and at most."""
     import numpy as np
 
@@ -135,6 +138,7 @@ def table(folder: Path, told: dict, loads: list[float], options: argparse.Namesp
             return (path,) if suffix == ".onnx" else (path, path.with_suffix(".bin"))
 
         where = place([target], format)
+        assert where is not None
         names = ("student", *BACKENDS)
         samples = in_turns(
             {name: parts(name) for name in names}, where, fresh,

@@ -96,8 +96,11 @@ def network(data: Dataset, args: dict, seed: int) -> nn.Module:
 def fit(
     data: Dataset, args: dict, seed: int, config: Training, objective: Objective,
     soft: Tensor | None = None, augment: Augment | None = None,
-) -> nn.Module:  # fmt: skip
-    """A network trained on the training split; `soft`: the teacher's logits of every sample."""
+) -> tuple[nn.Module, float]:  # fmt: skip
+    """A network trained on the training split, and in how many seconds.
+
+    `soft`: the teacher's logits of every sample.
+    """
     model = network(data, args, seed)
     started = time.monotonic()
     teacher = None
@@ -111,8 +114,7 @@ def fit(
         checkpoint=checkpoint, progress=Lines(), name=f"{args['hidden']}", teacher=teacher,
     )  # fmt: skip
     checkpoint.unlink(missing_ok=True)
-    model.seconds = time.monotonic() - started
-    return model
+    return model, time.monotonic() - started
 
 
 def errors(logits: Tensor, labels: np.ndarray) -> int:
@@ -120,10 +122,11 @@ def errors(logits: Tensor, labels: np.ndarray) -> int:
     return int((logits.argmax(1).numpy() != labels).sum())
 
 
-def score(model: nn.Module, data: Dataset) -> dict:
+def score(trained: tuple[nn.Module, float], data: Dataset) -> dict:
     """Test errors and the seconds of training."""
+    model, seconds = trained
     wrong = errors(predict(model, data, data.test), data.labels[data.test])
-    return {"errors": wrong, "seconds": round(model.seconds)}
+    return {"errors": wrong, "seconds": round(seconds)}
 
 
 def kd(temperature: float) -> Objective:
@@ -134,9 +137,9 @@ def kd(temperature: float) -> Objective:
 def teacher(data: Dataset, seed: int) -> Iterator[dict]:
     """The big network, kept for the students."""
     jitter = Augment(crop=2, views=TEACHER.epochs)
-    model = fit(data, BIG, seed, TEACHER, Objective(), augment=jitter)
-    save_file(model.state_dict(), WORK / f"teacher{seed}.safetensors")
-    yield score(model, data)
+    trained = fit(data, BIG, seed, TEACHER, Objective(), augment=jitter)
+    save_file(trained[0].state_dict(), WORK / f"teacher{seed}.safetensors")
+    yield score(trained, data)
 
 
 def soft_targets(data: Dataset, seed: int) -> Tensor:
@@ -187,7 +190,8 @@ def left_out(data: Dataset, seed: int, kept: np.ndarray, moved: list[int]) -> di
     epochs = round(STUDENT.epochs * min(4, len(data.train) / len(part.train)))
     config = STUDENT.model_copy(update={"epochs": epochs})
     soft = Objective(0.0, (KD(temperature=20.0, weight=1.0),))
-    model = fit(part, PLAIN, seed, config, soft, soft_targets(data, seed))
+    trained = fit(part, PLAIN, seed, config, soft, soft_targets(data, seed))
+    model = trained[0]
     labels = data.labels[data.test]
     logits, known = predict(model, data, data.test), predict(model, data, data.train)
     shifts = np.arange(-20, 20.1, 0.1)
@@ -196,7 +200,7 @@ def left_out(data: Dataset, seed: int, kept: np.ndarray, moved: list[int]) -> di
     after = shifted(logits, moved, best)
     of = np.isin(labels, moved)
     return {
-        **score(model, data), "shift": round(best, 1), "errors_after": errors(after, labels),
+        **score(trained, data), "shift": round(best, 1), "errors_after": errors(after, labels),
         "of_those": errors(logits[of], labels[of]), "of_those_after": errors(after[of], labels[of]),
         "those": int(of.sum()),
     }  # fmt: skip

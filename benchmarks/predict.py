@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import predict_networks
 
+from benchmarks import predict_networks
 from edgekd.artifacts import read_json, write_json
 from edgekd.config.units import format_quantity
 from edgekd.profile.predict.calibrate import TURNS, Files, calibrate, calmer, measure

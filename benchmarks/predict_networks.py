@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ GRAY, SMALL, COLOUR, MIDDLE, LARGE = (
     (3, 96, 96),
     (3, 224, 224),
 )
-NETWORKS = [
+NETWORKS: list[tuple[str, dict[str, Any], tuple[int, ...]]] = [
     ("mlp", {"hidden": [64]}, GRAY),
     ("mlp", {"hidden": [256, 128, 64]}, GRAY),
     ("mlp", {"hidden": [512, 512]}, SMALL),
@@ -70,7 +71,7 @@ NETWORKS = [
 ]
 
 
-def title(name: str, args: dict[str, object], shape: tuple[int, ...]) -> str:
+def title(name: str, args: dict[str, Any], shape: tuple[int, ...]) -> str:
     """For tables and file names."""
     words = [
         f"{key}{'-'.join(map(str, v)) if isinstance(v, list) else v}" for key, v in args.items()
@@ -80,7 +81,7 @@ def title(name: str, args: dict[str, object], shape: tuple[int, ...]) -> str:
 
 def export_all(folder: Path) -> dict[str, tuple[tuple[int, ...], dict[str, Path]]]:
     """Input shape and files by format of every network, exported unless they are there."""
-    found = {}
+    found: dict[str, tuple[tuple[int, ...], dict[str, Path]]] = {}
     for name, args, shape in NETWORKS:
         text = title(name, args, shape)
         paths = {"onnx": folder / text / "student.onnx", "openvino": folder / text / "student.xml"}
@@ -91,7 +92,7 @@ def export_all(folder: Path) -> dict[str, tuple[tuple[int, ...], dict[str, Path]
     return found
 
 
-def _export(name: str, args: dict[str, object], shape: tuple[int, ...], folder: Path) -> None:
+def _export(name: str, args: dict[str, Any], shape: tuple[int, ...], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     module = build(f"zoo:{name}", args, input_shape=shape, classes=100, seed=0, base=folder).eval()
     card = ModelCard(

@@ -109,7 +109,13 @@ def compiled(folder: Path) -> dict[str, Path]:
             (folder / f"{library}.1").symlink_to(found)
             paths.append(f"-Wl,-rpath,{folder}")
         subprocess.run(
-            ["gcc", "-O2", "-Wall", "-Werror", *options, "-o", program, source, found, *paths],
+            [
+                "gcc",
+                "-O2",
+                "-Wall",
+                "-Werror",
+                *map(str, [*options, "-o", program, source, found, *paths]),
+            ],
             check=True,
         )
         programs[runtime] = program
@@ -137,12 +143,15 @@ def c_block(folder: Path, runtime: str, program: Path, expected: np.ndarray) -> 
     process = subprocess.Popen(
         [program, *map(str, arguments)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+    told, answers = process.stdin, process.stdout
+    assert told is not None
+    assert answers is not None
 
     def block(seconds: float) -> np.ndarray:
-        process.stdin.write(f"{seconds}\n".encode())
-        process.stdin.flush()
-        count = int(process.stdout.readline())
-        return np.frombuffer(process.stdout.read(8 * count), "<i8") / 1e9
+        told.write(f"{seconds}\n".encode())
+        told.flush()
+        count = int(answers.readline())
+        return np.frombuffer(answers.read(8 * count), "<i8") / 1e9
 
     try:
         block(0.01)
@@ -151,7 +160,7 @@ def c_block(folder: Path, runtime: str, program: Path, expected: np.ndarray) -> 
             raise SystemExit(f"the C loop answers {answer[:3]}, not {expected[:3]}")
         yield block
     finally:
-        process.stdin.close()
+        told.close()
         process.wait(60)
 
 
@@ -174,8 +183,9 @@ def app_block(folder: Path) -> Block:
             capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": ""},
         ).stdout  # fmt: skip
         assert re.search(r"INFERENCE_PRECISION_HINT: <Type: 'float32'>", done), done
-        value, unit = re.search(r"Median: +([\d.]+) ([um]s)", done).groups()
-        known["median"] = float(value) * {"us": 1e-6, "ms": 1e-3}[unit]
+        told = re.search(r"Median: +([\d.]+) ([um]s)", done)
+        assert told is not None, done
+        known["median"] = float(told[1]) * {"us": 1e-6, "ms": 1e-3}[told[2]]
         return np.full(calls, known["median"])
 
     return block

@@ -15,6 +15,7 @@ import argparse
 import json
 from pathlib import Path
 from statistics import mean, stdev
+from typing import Any
 
 import torch
 import yaml
@@ -40,7 +41,7 @@ SOFT = {**PLAIN, "epochs": 20, "learning_rate": 0.05}
 SPECIALISTS = {"specialists": {"count": 4, "classes": 4, "epochs": 10}}
 BIGGER = {"model": "zoo:mlp", "args": {"hidden": [48], "norm": False}}
 # Name → what differs from BASE and SOFT
-STUDENTS = {
+STUDENTS: dict[str, dict[str, Any]] = {
     "alone": {"methods": [], "alpha": 1.0},
     "of the generalist": {},
     "of generalist and specialists": {"scheme": SPECIALISTS},
@@ -83,20 +84,19 @@ def table(runs: dict[tuple[int, str], Run], seeds: int) -> str:
         report = SchemeReport.read(run.path / "student/scheme.json")
         for model in report.models:
             assert model.test is not None
+            assert model.test.correct is not None
+            wrong = model.test.total - model.test.correct
             total = max(total, model.test.total)
             if "48" in name and model.name != "student":
                 continue  # the same as with the small student
             if model.classes:
-                before, after = grouped(run, model.classes), model.test
-                sets.append(
-                    f"| {seed} | {', '.join(model.classes)} | {before} | "
-                    f"{after.total - after.correct} |"
-                )
+                before = grouped(run, model.classes)
+                sets.append(f"| {seed} | {', '.join(model.classes)} | {before} | {wrong} |")
                 continue
             if model.name.startswith("member"):
                 continue
             row = f"student {name}" if model.name == "student" else model.name
-            errors.setdefault(row, []).append(model.test.total - model.test.correct)
+            errors.setdefault(row, []).append(wrong)
     order = ["generalist", "generalist and specialists", "ensemble"]
     order += [f"student {name}" for name in STUDENTS]
     rows = [
