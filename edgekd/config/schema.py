@@ -349,7 +349,7 @@ class KnowledgeStorage(Section):
     top_k: Annotated[int, Field(ge=1)] | Literal["auto"] | None = Field(
         "auto",
         description="Keep this many of the largest logits, and the log-sum-exp of the rest; null: all. "
-        "auto: 100 above 1000 classes, all otherwise.",
+        "auto: all, or 100 of more than 1000 classes where all would take more than `limit`.",
     )
     limit: str = Field(
         "8 GB",
@@ -411,7 +411,9 @@ class Distill(Training):
         "methods.",
     )
     alpha: NonNegative | None = Field(
-        None, description="Weight of the labels' loss; null: 0.1, or what goes with methods: auto."
+        None,
+        description="Weight of the labels' loss; null: what goes with the methods: auto's or, "
+        "of those given, 0.1; 0.5 with hard; 1 with dkd, dist, cwd and features alone; of several the least.",
     )
     methods: MethodList = Field(
         default_factory=MethodList.default,
@@ -426,8 +428,10 @@ class Distill(Training):
 
     @property
     def labels_weight(self) -> float:
-        """`alpha`, or what it is where nothing is given."""
-        return 0.1 if self.alpha is None else self.alpha
+        """`alpha`, or what it is where nothing is given: the least that a method has the labels at."""
+        if self.alpha is not None:
+            return self.alpha
+        return min((method.labels for method in self.methods.entries), default=0.1)
 
     @model_validator(mode="before")
     @classmethod
@@ -460,6 +464,20 @@ class Distill(Training):
                 )
         if self.transfer.labels == 0 and self.labels_weight > 0:
             raise ValueError("transfer.labels is 0, so that alpha weights nothing: set alpha to 0")
+        return self
+
+    @model_validator(mode="after")
+    def _kept_what_is_needed(self) -> Distill:
+        needing = (
+            None
+            if self.methods.auto
+            else next((m.name for m in self.methods.entries if m.every_logit), None)
+        )
+        if needing is not None and isinstance(self.knowledge.top_k, int):
+            raise ValueError(
+                f"{needing} needs every logit, and knowledge.top_k keeps {self.knowledge.top_k} of them: "
+                "set it to auto or null"
+            )
         return self
 
     @model_validator(mode="after")

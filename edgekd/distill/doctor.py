@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgekd.config.schema import Distill
+from edgekd.config.schema import Training
 from edgekd.distill.method import Knowledge
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Tapped
@@ -24,6 +24,7 @@ _OUTWEIGHED = 100.0
 # How many times smaller a suggested weight leaves it.
 _BALANCED = 10.0
 _LARGEST_RATE = {"sgd": 1.0, "adamw": 0.05}
+_SMALLEST_RATE = {"sgd": 1e-5, "adamw": 1e-7}
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Diagnosis:
 def examine(
     student: nn.Module,
     objective: Objective,
-    config: Distill,
+    config: Training,
     teacher: Accuracy | None,
     inputs: Tensor,
     known: Knowledge,
@@ -45,13 +46,15 @@ def examine(
     *,
     again: Knowledge | None = None,
     stored: Knowledge | None = None,
+    expected: Knowledge | None = None,
 ) -> Diagnosis:
     """Look at a distillation that is about to start.
 
     `teacher` is its accuracy on the validation split, None where it has no answers there; `inputs`,
     `known` and `labels` are one batch: views, what the teacher says of them, and their classes. `again`
     is what it says when it is asked about the first of them alone, `stored` what the knowledge store
-    says of all of them, None where it says nothing yet.
+    says of all of them, None where it says nothing yet, `expected` what it should say where it keeps less
+    than `known`.
     """
     phases = [
         gradient_norms(student, objective, inputs, known, labels, epoch)
@@ -61,7 +64,7 @@ def examine(
         *(_about_teacher(teacher) if teacher else ()),
         *_about_answers(known, objective.hard.task.top1),
         *_about_mode(known, again),
-        *_about_store(known, stored),
+        *_about_store(expected or known, stored),
         *(_about_student(student, inputs, known, labels) if labels.ndim == 1 else ()),
         *_about_rate(config),
         *(complaint for norms in phases for complaint in _about_gradients(norms, objective)),
@@ -123,7 +126,7 @@ def _about_teacher(teacher: Accuracy) -> Iterator[str]:
             )
         return
     chance = 1 / len(teacher.per_class)
-    if teacher.interval[0] <= 1.5 * chance:
+    if teacher.interval[0] <= chance + min(chance / 2, 0.05):
         yield (
             f"the teacher is right on {teacher.value:.1%} of the validation split, near chance "
             f"({chance:.1%}): check its weights, data.mean and data.std, and the order of the classes"
@@ -149,11 +152,11 @@ def _about_mode(known: Knowledge, again: Knowledge | None) -> Iterator[str]:
         )
 
 
-def _about_store(known: Knowledge, stored: Knowledge | None) -> Iterator[str]:
+def _about_store(expected: Knowledge, stored: Knowledge | None) -> Iterator[str]:
     if stored is None:
         return
-    difference = (known.logits.float() - stored.logits.float()).norm() / known.logits.float().norm()
-    if difference > 0.1:
+    logits = expected.logits.float()
+    if (logits - stored.logits.float()).norm() > 0.1 * logits.norm():
         yield (
             "the knowledge store says something else than the teacher does of the same views: check it "
             "with `edgekd knowledge verify`, or delete it with `edgekd knowledge prune --all`"
@@ -175,24 +178,32 @@ def _about_student(
         )
 
 
-def _about_rate(config: Distill) -> Iterator[str]:
+def _about_rate(config: Training) -> Iterator[str]:
     largest = _LARGEST_RATE[config.optimizer]
     if config.learning_rate > largest:
         yield (
             f"learning_rate {config.learning_rate:g} is high for {config.optimizer}: "
             f"{largest / 10:g} is a usual one"
         )
+    elif config.learning_rate < _SMALLEST_RATE[config.optimizer]:
+        yield (
+            f"learning_rate {config.learning_rate:g} is so low for {config.optimizer} that nothing would be "
+            f"learned: {largest / 10:g} is a usual one"
+        )
 
 
 def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[str]:
     largest = max(norms, key=lambda name: norms[name])
     weights = {method.name: method.weight for method in objective.methods}
+    # Beside features, soft targets that count say what the labels say.
+    soft = [m.name for m in objective.methods if m.needs == {"logits"} and m.name in norms]
+    told = any(norms[largest] <= _OUTWEIGHED * norms[m] for m in soft if m != largest)
     for name, norm in norms.items():
         if not math.isfinite(norm):
             yield f"the gradient of {name} is not finite: lower its weight, or check the data"
         elif norm == 0:
             yield f"{name} gives the student no gradient: it teaches nothing; check its weight and taps"
-        elif norms[largest] > _OUTWEIGHED * norm:
+        elif norms[largest] > _OUTWEIGHED * norm and (name in weights or not told):
             factor = float(f"{norms[largest] / norm:.1g}")
             if name not in weights and largest in weights:
                 # Of the labels: alpha is a share.
@@ -202,6 +213,6 @@ def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[
                 key = f"{name}.weight" if name in weights else "alpha"
                 advice = f"try {key}: {weight:.2g}, or lower the other's"
             yield (
-                f"{name} is outweighed: its gradient is {factor:g} times smaller than that of {largest}; "
-                f"{advice}"
+                f"{name} is outweighed at the start: its gradient is {factor:g} times smaller than that "
+                f"of {largest}; {advice}"
             )

@@ -34,7 +34,7 @@ FOLDER = ".knowledge"  # beside the runs
 SHARD = 64 << 20  # bytes
 RESIDENT = 1 << 30  # bytes of one view that may lie on a GPU
 LOGITS = "logits"
-# More classes than this, and only the largest logits are kept, `top_k: auto` of them.
+# More classes than this, and only the largest logits are kept where all are too many: `top_k: auto`.
 MANY_CLASSES, LARGEST = 1000, 100
 
 
@@ -265,7 +265,7 @@ class StoredKnowledge:
     Called with (inputs, sample indices, view), as the trainer does; so is `ask`, which runs the
     teacher, without gradients. `example` is its answer to any batch, and says what there is to keep.
     Features are kept while all of it fits in `config.limit`; otherwise the teacher is always asked.
-    `rows` are the samples that will be asked about.
+    `rows` are the samples that will be asked about; `every_logit`: a method needs them all.
     """
 
     def __init__(
@@ -280,11 +280,13 @@ class StoredKnowledge:
         rows: NDArray[np.int64],
         example: Knowledge,
         resident: bool | None = None,
+        every_logit: bool = False,
     ) -> None:
         self.ask, self.rows, self.resident = ask, rows, resident
         self.stores: dict[str, KnowledgeStore] = {}
         self._on_device: dict[tuple[str, int], Tensor] = {}
-        codecs = {LOGITS: logits_codec(tuple(example.logits.shape[1:]), config)}
+        shape = tuple(example.logits.shape[1:])
+        codecs = {LOGITS: logits_codec(shape, config, samples * views, every_logit)}
         for tap, value in example.features.items():
             codecs[tap] = Dense(tuple(value.shape[1:]), config.precision)
         self.size = sum(2 * (codec.words + 2) for codec in codecs.values()) * samples * views
@@ -314,6 +316,15 @@ class StoredKnowledge:
             }
             known = Knowledge(kept.pop(LOGITS), kept)
         return known
+
+    def rounded(self, knowledge: Knowledge) -> Knowledge:
+        """As the store would give it back; on the CPU."""
+        given = {LOGITS: knowledge.logits, **knowledge.features}
+        kept = {
+            place: store.codec.decode(store.codec.encode(given[place].float().cpu()))
+            for place, store in self.stores.items()
+        }
+        return Knowledge(kept.pop(LOGITS), kept)
 
     def known(self, rows: NDArray[np.int64], view: int) -> Knowledge | None:
         """What is stored of these samples, without asking the teacher; None unless it is all of it."""
@@ -346,11 +357,18 @@ def _whole(found: dict[str, Tensor | None]) -> Knowledge | None:
     return Knowledge(values.pop(LOGITS), values)
 
 
-def logits_codec(shape: tuple[int, ...], config: KnowledgeStorage) -> Codec:
-    """Dense, or the largest ones where there are many classes; logits of pixels are always dense."""
+def logits_codec(
+    shape: tuple[int, ...], config: KnowledgeStorage, count: int, every_logit: bool = False
+) -> Codec:
+    """Dense, or the largest ones of many classes where `count` dense rows would be too much.
+
+    Logits of pixels are always dense, and so are those of which methods need every one.
+    """
     k, classes = config.top_k, shape[0]
     if k == "auto":
-        k = LARGEST if classes > MANY_CLASSES else None
+        dense = 2 * (Dense(shape, config.precision).words + 2) * count
+        many = classes > MANY_CLASSES and dense > config.limit_bytes
+        k = LARGEST if many and not every_logit else None
     if k is None or k >= classes or len(shape) > 1:
         return Dense(shape, config.precision)
     return TopK(classes, k)

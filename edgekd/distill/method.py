@@ -67,6 +67,8 @@ class Method(BaseModel):
     dense: ClassVar[bool] = False
     # Whether it needs maps.
     maps: ClassVar[bool] = False
+    # The weight of the labels beside it: small where soft targets say what they say, and more.
+    labels: ClassVar[float] = 0.1
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     warmup: int = Field(0, ge=0, description="Epochs over which the weight rises linearly.")
     alone: int = Field(0, ge=0, description=ALONE)
@@ -74,6 +76,11 @@ class Method(BaseModel):
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         """The scalar loss, mean over the batch, before `weight`."""
         raise NotImplementedError
+
+    @property
+    def every_logit(self) -> bool:
+        """Whether small logits matter to it as large ones do, so that the store must keep them all."""
+        return False
 
     @property
     def persists(self) -> bool:
@@ -100,6 +107,7 @@ class FeatureMethod(Method):
     # What is tapped when nothing is given: the map that ends every spatial stage, the last of
     # them, the vector that enters the last linear layer, or what `pair_blocks` makes of transformers'.
     place: ClassVar[Literal["stages", "last stage", "penultimate", "blocks"]]
+    labels: ClassVar[float] = 1.0
     taps: list[Pair] | None = Field(
         None, description="[[teacher tap, student tap], …]; null: found automatically."
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgekd.distill.method import FeatureMethod, Knowledge, Loss, Method
 from edgekd.distill.regressors import TwoStage
-from edgekd.distill.taps import PENULTIMATE, Tapped, blocks, pair_stages, stages
+from edgekd.distill.taps import PENULTIMATE, Tapped, blocks, pair_stages, penultimate, stages
 from edgekd.errors import UsageError
 from edgekd.tasks.task import CLASSIFICATION, Task, of
 
@@ -138,11 +138,18 @@ def hard_loss(dataset: Dataset) -> HardLoss:
 
 
 def _tapped(method: Method, student: nn.Module, teacher: nn.Module, inputs: Tensor) -> Method:
-    """The method with its taps, found automatically where none are given."""
-    if not isinstance(method, FeatureMethod) or method.taps is not None:
+    """The method with its taps, found automatically where none are given, or where they are by name."""
+    if not isinstance(method, FeatureMethod):
         return method
-    if method.place == "penultimate":
-        pairs = [(PENULTIMATE, PENULTIMATE)]
+    if method.taps is not None or method.place == "penultimate":
+        given = method.taps or [(PENULTIMATE, PENULTIMATE)]
+        pairs = [
+            (
+                penultimate(teacher, inputs) if of_teacher == PENULTIMATE else of_teacher,
+                penultimate(student, inputs) if of_student == PENULTIMATE else of_student,
+            )
+            for of_teacher, of_student in given
+        ]
     elif method.place == "blocks":
         pairs = method.pair_blocks(blocks(teacher, inputs), blocks(student, inputs))
     else:

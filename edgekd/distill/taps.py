@@ -44,8 +44,8 @@ class Tap:
 def parse(name: str, model: nn.Module) -> Tap:
     """ "layer3", "layer3.0.conv1:input", "encoder.5:output.0", "blocks.2:attention", or "penultimate".
 
-    The last is what enters the last linear layer. Raises UsageError naming the nearest module for one
-    that does not exist.
+    The last is what enters the linear layer that was registered last; `penultimate` finds the one that
+    runs last. Raises UsageError naming the nearest module for one that does not exist.
     """
     if name == PENULTIMATE:
         linear = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
@@ -173,9 +173,10 @@ def _watch_attention(
         if watching:  # also where the forward pass raised
             watching.pop().close()
 
+    # Where two watch, the one that came first is told last, as it asked first.
     return [
         module.register_forward_pre_hook(before),
-        module.register_forward_hook(after, always_call=True),
+        module.register_forward_hook(after, always_call=True, prepend=True),
     ]
 
 
@@ -197,7 +198,7 @@ def _watch_multihead(
 
     return [
         module.register_forward_pre_hook(before, with_kwargs=True),
-        module.register_forward_hook(after),
+        module.register_forward_hook(after, prepend=True),
     ]
 
 
@@ -295,6 +296,18 @@ def stages(model: nn.Module, inputs: Tensor) -> list[str]:
         ends = sorted({-(-len(found) * third // 3) for third in (1, 2, 3)})
         return [found[end - 1] for end in ends]
     return list(maps.values())
+
+
+def penultimate(model: nn.Module, inputs: Tensor) -> str:
+    """The tap of what enters the linear layer that runs last. Found by running `inputs` once.
+
+    Raises UsageError where no linear layer runs.
+    """
+    linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    ran: list[str] = []
+    _watch_run(model, inputs, lambda path, tap, value: ran.append(path))
+    last = next((path for path in reversed(ran) if path in linear), None)
+    return parse(PENULTIMATE, model).path + ":input" if last is None else f"{last}:input"
 
 
 def blocks(model: nn.Module, inputs: Tensor) -> dict[str, str]:

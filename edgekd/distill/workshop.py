@@ -21,7 +21,7 @@ from edgekd.data.views import Views
 from edgekd.distill import parallel
 from edgekd.distill.compute import autocast, teacher_precision
 from edgekd.distill.doctor import examine, gradient_line
-from edgekd.distill.knowledge_store import FOLDER, StoredKnowledge
+from edgekd.distill.knowledge_store import FOLDER, LOGITS, StoredKnowledge, TopK
 from edgekd.distill.method import FeatureMethod, Knowledge, Method, MethodList
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective, hard_loss
@@ -215,7 +215,7 @@ class Workshop:
             asked = self.ask(teacher, objective, views)
             if self.config.doctor:
                 stored = asked if isinstance(asked, StoredKnowledge) else None
-                self._examine(module, objective, teacher, views, stored)
+                self._examine(module, objective, teacher, views, stored, training)
         return train(
             module,
             dataset,
@@ -297,6 +297,13 @@ class Workshop:
             with autocast(Computing(device=inputs.device.type, precision=precision)):
                 return asked(inputs, indices, view)
 
+        needing = next((m.name for m in objective.methods if m.every_logit), None)
+        if needing is not None and isinstance(config.top_k, int):
+            raise UsageError(
+                f"{needing} needs every logit, and only the {config.top_k} largest are to be kept",
+                where="distill.knowledge.top_k",
+                fix="set it to auto or null, or use another method",
+            )
         batch = torch.from_numpy(dataset.train[: self.config.batch_size])
         example = views.batch(batch, 0)
         precision = teacher_precision(
@@ -315,7 +322,14 @@ class Workshop:
             samples=len(dataset.labels),
             rows=dataset.train,
             example=ask(example, batch, 0, precision),
+            every_logit=needing is not None,
         )
+        codec = stored.stores[LOGITS].codec if stored.stores else None
+        if isinstance(codec, TopK):
+            self.say(
+                f"the store keeps the {codec.k} largest of {codec.classes} logits, and the log-sum-exp of "
+                "the others, which they share equally for the student (distill.knowledge.top_k)"
+            )
         if config.store and not stored.stores:
             self.say(
                 f"the teacher runs in every step: its knowledge would take "
@@ -357,6 +371,7 @@ class Workshop:
         known: Known,
         views: Views,
         stored: StoredKnowledge | None,
+        training: Training | None,
     ) -> None:
         """What the doctor says of one batch of the first view."""
         dataset = views.dataset
@@ -375,13 +390,14 @@ class Workshop:
         found = examine(
             module,
             objective,
-            self.config,
+            training or self.config,
             self.accuracy(known, dataset, dataset.validation),
             inputs,
             answers,
             labels,
             again=again,
             stored=None if stored is None else stored.known(rows, 0),
+            expected=stored.rounded(answers) if stored is not None and stored.stores else None,
         )
         for complaint in found.complaints:
             self.say(f"warning: {complaint}")
@@ -459,11 +475,12 @@ def seen(teacher: Teacher, taps: tuple[str, ...]) -> TeacherKnowledge:
     """By asking the teacher itself, with the features that pass its taps."""
     if not isinstance(teacher, TorchTeacher):
         return teacher.knowledge
-    module, tapped = teacher.module, Tapped(teacher.module, taps).__enter__()
+    module, tapped = teacher.module, Tapped(teacher.module, taps)
 
     def ask(inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         module.to(inputs.device)
-        with torch.no_grad():
+        # Hooked for this call alone: others tap the same teacher.
+        with torch.no_grad(), tapped:
             return Knowledge(*tapped(inputs))
 
     return ask

@@ -36,12 +36,19 @@ def teacher_accuracy(share=0.97, total=400):
 
 
 def complaints(
-    objective=None, answers=ANSWERS, teacher=None, student=None, again=None, stored=None, **config
+    objective=None,
+    answers=ANSWERS,
+    teacher=None,
+    student=None,
+    again=None,
+    stored=None,
+    expected=None,
+    **config,
 ):
     objective = objective or Objective(0.1, (KD(),))
     return examine(
         student or network(), objective, Distill(**config), teacher or teacher_accuracy(),
-        INPUTS, Knowledge(answers), LABELS, again=again, stored=stored,
+        INPUTS, Knowledge(answers), LABELS, again=again, stored=stored, expected=expected,
     ).complaints  # fmt: skip
 
 
@@ -81,10 +88,13 @@ def test_answers_that_say_nothing_are_noticed():
     assert any("not finite" in c for c in complaints(answers=broken))
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 5.0), ("adamw", 0.5)])
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("sgd", 5.0), ("adamw", 0.5), ("sgd", 1e-6), ("adamw", 1e-8)]
+)
 def test_a_learning_rate_out_of_all_proportion_is_noticed(optimizer, rate):
     (complaint,) = complaints(optimizer=optimizer, learning_rate=rate)
-    assert f"learning_rate {rate:g} is high for {optimizer}" in complaint
+    how = "high" if rate > 0.1 else "so low"
+    assert f"learning_rate {rate:g} is {how} for {optimizer}" in complaint
 
 
 def test_a_term_without_gradient_is_named():
@@ -135,6 +145,33 @@ def test_a_store_that_answers_for_other_views_is_noticed():
     (complaint,) = complaints(stored=Knowledge(ANSWERS.roll(1, 0)))
     assert "edgekd knowledge verify" in complaint
     assert complaints(stored=Knowledge(ANSWERS.half().float())) == []
+
+
+def test_a_store_that_keeps_a_part_is_held_against_that_part():
+    part = Knowledge(ANSWERS.clamp(min=0))
+    assert complaints(stored=part, expected=part) == []
+    assert len(complaints(stored=part)) == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "share", "near"), [(2, 0.77, False), (2, 0.53, True), (3, 0.55, False)]
+)
+def test_of_few_classes_a_teacher_that_knows_something_is_not_near_chance(classes, share, near):
+    labels = torch.arange(1000).numpy() % classes
+    answers = labels.copy()
+    wrong = round((1 - share) * len(labels))
+    answers[:wrong] = (answers[:wrong] + 1) % classes
+    found = complaints(teacher=accuracy(answers, labels, classes))
+    assert bool(found) == near
+
+
+def test_beside_features_that_pull_harder_soft_targets_may_speak_for_the_labels():
+    student, rkd = network(), METHODS.get("rkd")
+    objective = Objective(1e-4, (KD(), rkd(weight=0.1, taps=[("0", "0")])))
+    known = Knowledge(ANSWERS, {"0": torch.randn(N, 8, generator=torch.Generator().manual_seed(1))})
+    found = examine(student, objective, Distill(), teacher_accuracy(), INPUTS, known, LABELS)
+    assert found.norms["rkd"] > found.norms["kd"] > 100 * found.norms["cross_entropy"]
+    assert found.complaints == []
 
 
 def test_a_student_that_knows_more_than_the_teacher_is_noticed():

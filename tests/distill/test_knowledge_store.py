@@ -43,11 +43,12 @@ class LogitsOnly(Counting):
         return Knowledge(super().forward(x).logits)
 
 
-def stored(path, teacher, identity="a", resident=None, **config):
+def stored(path, teacher, identity="a", resident=None, every_logit=False, **config):
     return StoredKnowledge(
         lambda inputs, indices, view: teacher(inputs), path, {"teacher": identity},
         KnowledgeStorage(**config), views=2, samples=10,
         rows=np.arange(10), example=teacher(X[:2]), resident=resident,
+        every_logit=every_logit,
     )  # fmt: skip
 
 
@@ -240,11 +241,30 @@ def test_the_largest_logits_are_kept_and_the_rest_has_its_probability(tmp_path):
 
 
 @pytest.mark.parametrize(("top_k", "classes", "k"), [("auto", 2000, 100), (7, 50, 7)])
-def test_top_k_is_used_for_many_classes_or_where_it_is_asked_for(tmp_path, top_k, classes, k):
-    ask = stored(tmp_path, LogitsOnly(classes), top_k=top_k)
+def test_top_k_is_used_where_all_would_be_too_much_or_where_it_is_asked_for(
+    tmp_path, top_k, classes, k
+):
+    # 2 views of 10 samples: all logits of 2000 classes take 80 kB, the 100 largest 12 kB.
+    ask = stored(tmp_path, LogitsOnly(classes), top_k=top_k, limit="50 kB")
     assert ask.stores["logits"].codec == TopK(classes, k)
+    assert isinstance(stored(tmp_path, LogitsOnly(2000)).stores["logits"].codec, Dense)
     assert isinstance(stored(tmp_path, LogitsOnly(50)).stores["logits"].codec, Dense)
     assert isinstance(stored(tmp_path, LogitsOnly(50), top_k=60).stores["logits"].codec, Dense)
+
+
+def test_a_method_that_needs_every_logit_gets_all_of_them_or_the_teacher(tmp_path):
+    found = [
+        stored(tmp_path, LogitsOnly(2000), every_logit=True, limit=limit)
+        for limit in ("8 GB", "50 kB")
+    ]
+    assert isinstance(found[0].stores["logits"].codec, Dense)
+    assert not found[1].stores
+
+
+def test_what_is_expected_of_a_store_is_what_it_gives(tmp_path):
+    ask, indices = stored(tmp_path, LogitsOnly(50), top_k=7), torch.arange(10)
+    given = ask(X[indices], indices, 0)
+    assert torch.equal(ask.rounded(LogitsOnly(50)(X[indices])).logits, given.logits)
 
 
 def fill(path, offset, out):

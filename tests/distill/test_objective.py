@@ -4,7 +4,7 @@ from pydantic import ValidationError
 from torch.nn import functional as F
 
 from edgekd.config.schema import Distill
-from edgekd.distill.method import Knowledge
+from edgekd.distill.method import METHODS, Knowledge, MethodList
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.methods.logits import Logits
 from edgekd.distill.objective import Objective
@@ -21,6 +21,62 @@ def test_the_loss_is_alpha_cross_entropy_plus_one_minus_alpha_t_squared_kl():
     expected = alpha * F.cross_entropy(student, labels) + (1 - alpha) * T**2 * kl
     assert set(terms) == {"cross_entropy", "kd"}
     torch.testing.assert_close(sum(terms.values()), expected)
+
+
+# DESIGN §5, and what RepDistiller's tables were made with. Of `cc` the weight is another (see there).
+DEFAULTS = {
+    "kd": {"temperature": 4, "weight": 0.9},
+    "logits": {"weight": 1},
+    "hard": {"weight": 0.5},
+    "dkd": {"alpha": 1, "temperature": 4, "beta": 8, "warmup": 20, "weight": 1},
+    "dist": {"beta": 2, "gamma": 2, "temperature": 4, "weight": 1},
+    "mlkd": {"temperatures": [2, 3, 4, 5, 6], "weight": 1},
+    "fitnet": {"weight": 100},
+    "at": {"weight": 1000},
+    "sp": {"weight": 3000},
+    "pkt": {"weight": 3e4},
+    "rkd": {"distance": 25, "angle": 50, "weight": 1},
+    "cc": {"weight": 10},
+    "vid": {"weight": 1},
+    "nst": {"weight": 50},
+    "ab": {"alone": 30, "weight": 1},
+    "ft": {"alone": 30, "weight": 200},
+    "fsp": {"alone": 30, "weight": 50},
+    "crd": {"temperature": 0.07, "momentum": 0.5, "weight": 0.8},
+    "reviewkd": {"warmup": 20, "weight": 1},
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_defaults_are_the_papers(name):
+    found = METHODS.get(name)().model_dump()
+    assert {key: found[key] for key in DEFAULTS[name]} == DEFAULTS[name]
+
+
+def test_standardized_logits_have_the_temperature_and_weight_of_their_paper():
+    standardized = MethodList.parse([{"kd": {"standardize": True}}]).entries[0]
+    assert (standardized.temperature, standardized.weight) == (2, 9)
+    given = MethodList.parse([{"kd": {"standardize": True, "temperature": 3.0}}]).entries[0]
+    assert (given.temperature, given.weight) == (3, 9)
+
+
+@pytest.mark.parametrize(
+    ("methods", "weight"),
+    [
+        (["kd"], 0.1), (["hard"], 0.5), (["dkd"], 1), (["dist"], 1), (["rkd"], 1), (["reviewkd"], 1),
+        (["kd", "rkd"], 0.1), ([], 0.1), (["hard", "at"], 0.5),
+    ],
+)  # fmt: skip
+def test_the_labels_weigh_what_they_do_in_the_papers_unless_it_is_given(methods, weight):
+    assert Distill(methods=methods, epochs=40).labels_weight == weight
+    assert Distill(methods=methods, epochs=40, alpha=0.7).labels_weight == 0.7
+
+
+@pytest.mark.parametrize("method", ["dist", "logits", "mlkd", {"kd": {"standardize": True}}])
+def test_a_method_that_needs_every_logit_is_refused_where_only_some_are_kept(method):
+    with pytest.raises(ValidationError, match=r"needs every logit, and knowledge\.top_k keeps 10"):
+        Distill(methods=[method], knowledge={"top_k": 10})
+    Distill(methods=["kd", "dkd"], knowledge={"top_k": 10}, epochs=40)
 
 
 def test_without_methods_no_teacher_is_asked():

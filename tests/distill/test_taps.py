@@ -7,10 +7,10 @@ from torch import nn
 from edgekd.config.schema import Augment, Config, Data, Training
 from edgekd.data.resolve import load
 from edgekd.data.views import Views
-from edgekd.distill.method import METHODS, Knowledge
+from edgekd.distill.method import METHODS, Knowledge, MethodList
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
-from edgekd.distill.taps import Tapped, attention_weights, pair_stages, parse, stages
+from edgekd.distill.taps import Tapped, attention_weights, pair_stages, parse, penultimate, stages
 from edgekd.distill.trainer import train
 from edgekd.distill.workshop import population
 from edgekd.errors import UsageError
@@ -88,6 +88,22 @@ class TestTransformers:
         v = block.qkv(block.norm1(x)).reshape(4, 16, 3, 3, 8)[:, :, 2].transpose(1, 2)
         attended = x + block.out((weights @ v).transpose(1, 2).reshape(4, 16, 24))
         torch.testing.assert_close(attended + block.mlp(block.norm2(attended)), block(x))
+
+    @pytest.mark.parametrize("kind", ["multihead", "function"])
+    def test_two_that_watch_the_same_attention_both_see_it(self, kind):
+        if kind == "multihead":
+            layer = nn.TransformerEncoderLayer(16, 4, 32, dropout=0.0, batch_first=True)
+            model, tap, x = nn.Sequential(layer), "0.self_attn:attention", torch.randn(5, 7, 16)
+        else:
+            model, tap, x = net("vit", dim=24, heads=3), "blocks.1:attention", INPUTS
+        model.eval()
+        expected = model(x)
+        with Tapped(model, [tap]) as first, Tapped(model, [tap]) as second:
+            output, inner = second(x)
+            outer = dict(first._seen)
+        torch.testing.assert_close(output, expected)
+        assert inner[tap].ndim == 4
+        assert torch.equal(inner[tap], outer[tap])
 
     @pytest.mark.parametrize("mode", ["train", "eval"])
     def test_attention_is_read_from_multihead_attention_and_its_caller_notices_nothing(self, mode):
@@ -269,6 +285,28 @@ class TestStages:
             sizes = [tuple(f.shape[2:]) for f in tapped(INPUTS)[1].values()]
         assert sizes == sorted(set(sizes), reverse=True)
         assert len(found) >= 2
+
+    def test_penultimate_is_what_enters_the_linear_layer_that_runs_last(self):
+        class HeadFirst(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.head = nn.Linear(8, 3)
+                self.body = nn.Sequential(nn.Flatten(), nn.Linear(256, 8), nn.ReLU())
+
+            def forward(self, x):
+                return self.head(self.body(x))
+
+        model = HeadFirst()
+        assert penultimate(model, INPUTS) == "head:input"
+        assert penultimate(net("resnet8"), INPUTS) == "fc:input"
+        objective = Objective(
+            1.0, MethodList.parse(["rkd", {"pkt": {"tap": ["penultimate", "body"]}}]).entries
+        )
+        objective.prepare(model, model, INPUTS, 0)
+        assert objective.methods[0].taps == [("head:input", "head:input")]
+        assert objective.methods[1].taps == [("head:input", "body")]
+        with pytest.raises(UsageError, match="no linear layer"):
+            penultimate(nn.Sequential(nn.Conv2d(1, 1, 1)), INPUTS)
 
     def test_networks_without_maps_have_none(self):
         assert stages(net("mlp"), INPUTS) == []

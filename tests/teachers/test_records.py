@@ -85,6 +85,15 @@ def test_soft_methods_of_label_records_are_refused_before_anything_is_done(
     assert not (tmp_path / "run/run.json").exists()
 
 
+@pytest.mark.parametrize("mixed", ["mixup", "cutmix"])
+def test_mixed_samples_are_refused_as_nothing_is_recorded_of_them(tmp_path, digits, answers, mixed):
+    path = write(tmp_path / "r.npz", np.arange(len(digits.labels)), {"label": answers["label"]})
+    config = {**spec(path, ["hard"]), "data": {"augment": {mixed: 1.0}}}
+    with pytest.raises(UsageError, match="nothing is recorded of mixed samples"):
+        teacher_stage(config, tmp_path / "run")
+    assert not (tmp_path / "run/run.json").exists()
+
+
 @pytest.mark.slow
 def test_the_whole_line_runs_with_a_teacher_of_which_only_answers_are_known(
     tmp_path, digits, answers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from pydantic import Field
 
@@ -20,9 +20,15 @@ class DIST(Method):
     β = γ = 2 and τ = 4 for small data, 1, 1, 1 for ImageNet; the hard labels at weight 1.
     """
 
+    labels: ClassVar[float] = 1.0
     temperature: float = Field(4.0, gt=0, le=1000)
     beta: float = Field(2.0, ge=0, allow_inf_nan=False)
     gamma: float = Field(2.0, ge=0, allow_inf_nan=False)
+
+    @property
+    def every_logit(self) -> bool:
+        """Of a correlation."""
+        return True
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         tau = self.temperature

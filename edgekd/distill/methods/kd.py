@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from edgekd.distill.method import Knowledge, Method, method
 
@@ -18,13 +18,26 @@ class KD(Method):
 
     T² keeps the gradient's size independent of T: ∂C/∂z = T·(q − p), (z − v)/N for T → ∞ (eq. 4).
     `standardize` first scales each sample's logits to mean 0 and deviation 1 (Sun et al. 2024,
-    "Logit Standardization in Knowledge Distillation", arXiv 2403.01427; its T is 2, its weight 9).
+    "Logit Standardization in Knowledge Distillation", arXiv 2403.01427); where nothing is given, T is 2 and
+    the weight 9 then.
     """
 
     dense: ClassVar[bool] = True
     temperature: float = Field(4.0, gt=0, le=1000)
     standardize: bool = False
     weight: float = Field(0.9, ge=0, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_z_scores(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("standardize") is True:
+            return {"temperature": 2.0, "weight": 9.0, **value}
+        return value
+
+    @property
+    def every_logit(self) -> bool:
+        """Of a Z-score."""
+        return self.standardize
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         T = self.temperature

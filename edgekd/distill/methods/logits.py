@@ -16,6 +16,11 @@ class Logits(Method):
 
     dense: ClassVar[bool] = True
 
+    @property
+    def every_logit(self) -> bool:
+        """Each counts the same."""
+        return True
+
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         z = student.logits - student.logits.mean(dim=1, keepdim=True)
         v = teacher.logits - teacher.logits.mean(dim=1, keepdim=True)

@@ -27,6 +27,11 @@ class MLKD(Method):
     confidence: float = Field(0.5, gt=0, le=1)
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
 
+    @property
+    def every_logit(self) -> bool:
+        """Of high temperatures, and of correlations of classes."""
+        return True
+
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         p = teacher.logits.softmax(dim=1)
         samples, classes = self.lowest(p.max(dim=1).values), self.lowest(p.sum(dim=0))

@@ -82,6 +82,13 @@ class RecordsTeacher(Teacher):
         options: RecordsOptions = parsed(cls, config.teacher.args)
         gives = _gives(column_names(path), options, path)
         check_methods(config.distill.methods.entries, provided(gives), who=f"records:{path.name}")
+        if config.data.augment.mixup or config.data.augment.cutmix:
+            raise UsageError(
+                "nothing is recorded of mixed samples: the student would see a mixture, and the "
+                "teacher's answer to one of its parts",
+                where="data.augment",
+                fix="set mixup and cutmix to 0, or use a teacher that can be asked",
+            )
         return {"options": options.model_dump(mode="json"), "content": content_hash(path)}
 
     @classmethod
@@ -96,7 +103,8 @@ class RecordsTeacher(Teacher):
         save_answers(context.folder, dataset, rows, answers, gives)
         write_card(context, context.folder, parameters=None)
         _check_coverage(cls.load(context.folder, context.base, dataset), options, dataset, path)
-        if context.config.data.augment.crop or context.config.data.augment.flip:
+        augment = context.config.data.augment
+        if augment.crop or augment.flip or augment.colour:
             context.progress.say(
                 "  note: every view of a sample gets the recorded answer to the sample itself"
             )
