@@ -111,7 +111,7 @@ def table(threads: int, rounds: int, steps: int) -> str:
 
 
 def lines(by_name: dict[str, Contestant], threads: int, steps: int) -> str:
-    """The table, and whether the goals are met."""
+    """The table as Markdown."""
     wall = {name: median(b[0] for b in c.blocks) for name, c in by_name.items()}
     cpu = {name: median(b[1] for b in c.blocks) for name, c in by_name.items()}
     rows = [

@@ -39,10 +39,13 @@ class DKD(Method):
 
 def decoupled(z: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """(log p_t, log(1 − p_t)), each (n,), and log p̂ (n, classes − 1) without the target class."""
+    import torch
+
     n, classes = z.shape
     target = labels.unsqueeze(1)
-    others = z.new_ones(z.shape).bool().scatter(1, target, False)
-    z_target, z_rest = z.gather(1, target).squeeze(1), z[others].view(n, classes - 1)
+    others = torch.arange(classes - 1, device=z.device).expand(n, -1)
+    others = others + (others >= target)
+    z_target, z_rest = z.gather(1, target).squeeze(1), z.gather(1, others)
     log_total, log_rest = z.logsumexp(dim=1), z_rest.logsumexp(dim=1)
     # 1 − p_t as the sum of the others: it stays exact where p_t is nearly 1.
     return (z_target - log_total, log_rest - log_total), z_rest.log_softmax(dim=1)

@@ -38,8 +38,10 @@ def distances(f: Tensor) -> Tensor:
     """ψ_D: (n, d) → (n, n) Euclidean distances over their mean (eq. 5)."""
     squares = (f[:, None] - f[None]).square().sum(dim=2)
     # The root has no gradient at the diagonal's zeros.
-    d = (squares + (squares == 0) * 1e-12).sqrt() * (squares > 0)
-    mean = d[d > 0].mean() if bool((d > 0).any()) else d.sum() + 1
+    apart = squares > 0
+    d = (squares + ~apart * 1e-12).sqrt() * apart
+    count = apart.sum()
+    mean = (d.sum() + (count == 0)) / count.clamp(min=1)  # 1 where all are equal
     return d / mean
 
 
