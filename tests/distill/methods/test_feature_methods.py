@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from edgekd.distill.method import METHODS, FeatureMethod, Knowledge
+from edgekd.distill.methods.reviewkd import hcl
 from edgekd.distill.regressors import matched, regressor
 from edgekd.errors import UsageError
 
@@ -312,6 +313,27 @@ def test_reviewkd_lets_later_stages_teach_earlier_ones():
     assert student[1].grad.abs().max() > 0
 
 
+def test_reviewkd_fuses_a_stage_with_what_the_later_ones_became():
+    """Pixel by pixel: the first share is the stage's own, the second the later map's, enlarged."""
+    student = [maps(3, 4, 1), maps(4, 2, 2), maps(5, 1, 3)]
+    teacher = [maps(5, 4, 4), maps(6, 2, 5), maps(7, 1, 6)]
+    value, parts = untrained("reviewkd", student, teacher)
+    later, expected = None, 0.0
+    for part, s, t in reversed(list(zip(parts, student, teacher, strict=True))):
+        x = part["reduce"](s)
+        if later is not None:
+            fused = torch.empty_like(x)
+            for i, y, z in itertools.product(range(N), range(x.shape[2]), range(x.shape[3])):
+                own, below = x[i, :, y, z], later[i, :, y // 2, z // 2]
+                weight, bias = part["attention"].weight[:, :, 0, 0], part["attention"].bias
+                a = (weight @ torch.cat([own, below]) + bias).sigmoid()
+                fused[i, :, y, z] = a[0] * own + a[1] * below
+            x = fused
+        later = x
+        expected += hcl(part["expand"](x), t).item()
+    assert value == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(("name", "count"), [("fsp", 1), ("reviewkd", 2)])
 def test_too_few_stages_or_vectors_are_refused(name, count):
     features = [vectors(4, i) for i in range(count)]
@@ -399,6 +421,16 @@ def test_crd_equals_a_loop():
             torch.testing.assert_close(memory[j], (moved / moved.norm()).detach())
         rest = [j for j in range(10) if j not in indices]
         assert torch.equal(memory[rest], before[rest])
+
+
+def test_crds_constant_is_n_times_the_mean_of_the_first_scores():
+    built = crd(vectors(4, 1), vectors(6, 2))
+    built.z.fill_(-1)
+    scores = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)) + 1
+    total = sum(scores.flatten().tolist())
+    assert built.density(1, scores).item() == pytest.approx(10 * total / 40, rel=1e-6)
+    assert built.density(1, 2 * scores).item() == pytest.approx(10 * total / 40, rel=1e-6)
+    assert METHODS.get("crd")().negatives == 16384
 
 
 def test_crd_draws_every_sample_of_the_other_classes_equally_often_and_none_of_its_own():

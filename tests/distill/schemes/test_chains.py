@@ -99,6 +99,20 @@ def test_the_ensembles_student_learns_from_the_mean_of_teacher_and_members(lab, 
     assert [m.name for m in run.report.models] == ["member 1", "member 2", "ensemble", "student"]
 
 
+def test_weights_and_mean_of_the_ensemble_are_those_that_are_given(lab):
+    given = {"members": ["zoo:mlp"], "mean": "geometric", "weights": [3.0, 1.0]}
+    run = lab(distill={"scheme": {"ensemble": given}}).distill()
+    inputs = run.dataset.tensor(run.dataset.test)
+    with torch.no_grad():
+        z, w = (run.network(folder)(inputs) for folder in ("teacher", "student/members/1"))
+    mixed = 0.75 * (z / 4).log_softmax(1) + 0.25 * (w / 4).log_softmax(1)
+    labels = torch.from_numpy(run.dataset.labels)[run.dataset.test]
+    ensemble = next(m for m in run.report.models if m.name == "ensemble")
+    assert ensemble.test.correct == int((mixed.argmax(1) == labels).sum())
+    # What would come out without either is something else.
+    assert not torch.equal(mixed.argmax(1), (z + w).argmax(1))
+
+
 def test_members_of_the_teachers_architecture_start_elsewhere(lab):
     run = lab(distill={"scheme": {"ensemble": {"members": 1, "mean": "geometric"}}}).distill()
     a, b = run.network("teacher"), run.network("student/members/1")

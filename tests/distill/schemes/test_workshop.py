@@ -1,0 +1,83 @@
+"""What every distillation does around its training: the doctor, and the store that runs share."""
+
+import textwrap
+
+from edgekd import api
+from edgekd.distill.workshop import FOLDER, store_identity
+from edgekd.progress import Silent
+
+
+class Said(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+def said(run):
+    progress = Said()
+    run.distill(progress)
+    return "\n".join(progress.lines)
+
+
+def test_the_doctor_looks_at_every_distillation_unless_it_is_told_not_to(lab):
+    text = said(lab("with"))
+    assert "gradients: cross_entropy" in text
+    assert "warning" not in text
+    assert "gradients" not in said(lab("without", distill={"doctor": False}))
+
+
+def test_a_run_warns_of_a_teacher_near_chance_and_of_a_rate_that_is_too_high(lab):
+    untaught = {"train": {"epochs": 1, "threads": 1, "learning_rate": 1e-6}}
+    text = said(lab(teacher=untaught, distill={"learning_rate": 2.0, "max_norm": 0.1}))
+    assert "warning: the teacher is right on" in text
+    assert "near chance" in text
+    assert "warning: learning_rate 2 is high" in text
+
+
+def test_a_run_warns_of_a_teacher_that_draws_random_numbers(lab, tmp_path):
+    code = """
+        from torch import nn
+        from torch.nn import functional as F
+
+        class Restless(nn.Sequential):
+            def forward(self, x):
+                return super().forward(F.dropout(x, 0.5, training=True))
+
+        def net():
+            return Restless(nn.Flatten(), nn.Linear(64, 10))
+    """
+    (tmp_path / "restless.py").write_text(textwrap.dedent(code))
+    run = lab(teacher={"model": f"{tmp_path}/restless.py:net", "args": {}})
+    assert "something else of the same samples when it is asked again" in said(run)
+
+
+def test_the_store_is_named_by_everything_that_its_answers_depend_on(tmp_path):
+    def identity(teacher="a", precision="f32", **data):
+        config, base = api.resolve({"data": {"limit": 300, **data}})
+        return store_identity(teacher, config, base, precision)
+
+    same = identity()
+    assert identity() == same
+    others = [
+        identity(teacher="b"),
+        identity(precision="bf16"),
+        identity(mean=[0.3], std=[1.0]),
+        identity(augment={"crop": 1}),
+        identity(augment={"crop": 1, "views": 2}),
+        identity(limit=200),
+        identity(seed=1),
+    ]
+    assert all(other != same for other in others)
+    assert len({repr(other) for other in others}) == len(others)
+
+
+def test_mixtures_of_another_training_set_are_another_store(lab, tmp_path):
+    mixed = {"limit": 300, "augment": {"mixup": 0.5}}
+    folders = []
+    for name, transfer in (("whole", {}), ("again", {}), ("half", {"share": 0.5})):
+        lab(name, data=mixed, distill={"transfer": transfer}).distill()
+        folders.append({path.name for path in (tmp_path / "runs" / FOLDER).iterdir()})
+    assert folders[0] == folders[1]
+    assert len(folders[2]) == len(folders[1]) + 1
