@@ -93,14 +93,15 @@ def test_pictures_to_a_gated_report(tmp_path):
         "teacher": {"model": "zoo:unet", "args": {"width": 8, "depth": 2}, "train": train},
         "student": {"model": "zoo:unet", "args": {"width": 4, "depth": 2, "separable": True}},
         "distill": {
-            "methods": [{"kd": {"temperature": 2.0}}, "cwd"], "alpha": 0.5, **train, "epochs": 20,
+            "methods": [{"kd": {"temperature": 2.0}}, "cwd"], "alpha": 0.5, **train, "epochs": 50,
         },
         "quantize": {"max_drop": "20 points"},
         "profile": {"max_seconds": 0.6, "interval": 0.5, "launches": 1},
         "gate": {
             "on_inconclusive": "warn",
             "budgets": [
-                {"metric": "miou", "min": "50 %"},
+                # Three seeds: 61, 63 and 96 % in PyTorch. Ground everywhere is about 28 %.
+                {"metric": "miou", "min": "40 %"},
                 {"metric": "miou_drop", "max": "40 points"},
                 {"metric": "agreement", "min": "60 %"},
                 {"metric": "parity_error", "max": "1e-3", "variant": "f32"},
