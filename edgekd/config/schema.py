@@ -12,7 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from edgekd.config import units
 from edgekd.config.units import Dimension
-from edgekd.distill.method import MethodList
+from edgekd.distill.method import MethodList, needing_every_logit
 from edgekd.distill.scheme import SchemeChoice
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
@@ -468,11 +468,9 @@ class Distill(Training):
 
     @model_validator(mode="after")
     def _kept_what_is_needed(self) -> Distill:
-        needing = (
-            None
-            if self.methods.auto
-            else next((m.name for m in self.methods.entries if m.every_logit), None)
-        )
+        if self.methods.auto:
+            return self  # known with the data
+        needing = needing_every_logit(self.methods.entries)
         if needing is not None and isinstance(self.knowledge.top_k, int):
             raise ValueError(
                 f"{needing} needs every logit, and knowledge.top_k keeps {self.knowledge.top_k} of them: "

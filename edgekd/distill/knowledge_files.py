@@ -141,8 +141,7 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
             taps = () if place == LOGITS else (place,)
             with autocast(Computing(precision=precision)):
                 said = seen(opened, taps)(views.batch(rows, view), torch.from_numpy(rows), view)
-            asked = (said.logits if place == LOGITS else said.features[place]).float()
-            again = store.codec.decode(store.codec.encode(asked))
+            again = store.rounded(said.logits if place == LOGITS else said.features[place])
             worst = max(worst, float((again - kept).abs().max()))
             largest = max(largest, float(kept.abs().max()))
             count += len(rows)

@@ -13,7 +13,7 @@ import fcntl
 import math
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -194,6 +194,10 @@ class KnowledgeStore:
         assert known is not None
         return known
 
+    def rounded(self, values: Tensor) -> Tensor:
+        """Values (n, …) as they are once they were kept: float32 on the CPU."""
+        return self.codec.decode(self.codec.encode(values.float().cpu()))
+
     def known(self, rows: NDArray[np.int64], view: int) -> NDArray[np.bool_]:
         """Which of the samples `rows` (n,) are known."""
         result = np.zeros(len(rows), np.bool_)
@@ -318,13 +322,8 @@ class StoredKnowledge:
         return known
 
     def rounded(self, knowledge: Knowledge) -> Knowledge:
-        """As the store would give it back; on the CPU."""
-        given = {LOGITS: knowledge.logits, **knowledge.features}
-        kept = {
-            place: store.codec.decode(store.codec.encode(given[place].float().cpu()))
-            for place, store in self.stores.items()
-        }
-        return Knowledge(kept.pop(LOGITS), kept)
+        """The same with the logits as they are once they were kept."""
+        return replace(knowledge, logits=self.stores[LOGITS].rounded(knowledge.logits))
 
     def known(self, rows: NDArray[np.int64], view: int) -> Knowledge | None:
         """What is stored of these samples, without asking the teacher; None unless it is all of it."""

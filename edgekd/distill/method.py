@@ -5,7 +5,7 @@ This module and the method files import no torch at load time: a configuration i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
@@ -94,6 +94,11 @@ class Method(BaseModel):
         are in its checkpoint, and are never exported.
         """
         return self
+
+
+def needing_every_logit(methods: Iterable[Method]) -> str | None:
+    """The first of them that does, by name."""
+    return next((method.name for method in methods if method.every_logit), None)
 
 
 # (student, teacher, labels) -> scalar loss

@@ -27,6 +27,5 @@ def suggested(dataset: Dataset) -> tuple[float, tuple[Method, ...]]:
         kd = METHODS.get("kd").model_validate({"temperature": 2.0, "weight": 0.5})
         return 0.5, (kd, METHODS.get("cwd")(weight=1.0))
     assert task == CLASSIFICATION
-    if len(dataset.classes) >= MANY_CLASSES:
-        return 1.0, (METHODS.get("dist")(),)
-    return 0.1, (METHODS.get("kd")(),)
+    method = METHODS.get("dist" if len(dataset.classes) >= MANY_CLASSES else "kd")()
+    return method.labels, (method,)

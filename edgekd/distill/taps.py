@@ -301,13 +301,18 @@ def stages(model: nn.Module, inputs: Tensor) -> list[str]:
 def penultimate(model: nn.Module, inputs: Tensor) -> str:
     """The tap of what enters the linear layer that runs last. Found by running `inputs` once.
 
-    Raises UsageError where no linear layer runs.
+    Where none is called as a module, the one registered last. Raises UsageError where there is none.
     """
     linear = {path for path, module in model.named_modules() if isinstance(module, nn.Linear)}
     ran: list[str] = []
-    _watch_run(model, inputs, lambda path, tap, value: ran.append(path))
-    last = next((path for path in reversed(ran) if path in linear), None)
-    return parse(PENULTIMATE, model).path + ":input" if last is None else f"{last}:input"
+
+    def see(path: str, name: str, value: Tensor) -> None:
+        if path in linear:
+            ran.append(path)
+
+    _watch_run(model, inputs, see)
+    last = ran[-1] if ran else parse(PENULTIMATE, model).path
+    return f"{last}:input"
 
 
 def blocks(model: nn.Module, inputs: Tensor) -> dict[str, str]:

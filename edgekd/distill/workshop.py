@@ -22,7 +22,13 @@ from edgekd.distill import parallel
 from edgekd.distill.compute import autocast, teacher_precision
 from edgekd.distill.doctor import examine, gradient_line
 from edgekd.distill.knowledge_store import FOLDER, LOGITS, StoredKnowledge, TopK
-from edgekd.distill.method import FeatureMethod, Knowledge, Method, MethodList
+from edgekd.distill.method import (
+    FeatureMethod,
+    Knowledge,
+    Method,
+    MethodList,
+    needing_every_logit,
+)
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective, hard_loss
 from edgekd.distill.suggest import suggested
@@ -204,6 +210,7 @@ class Workshop:
         """
         dataset = dataset or self.dataset
         seed += self.context.config.seed
+        training = training or self.config
         if teacher is not None:
             dataset = self._taught(teacher.teacher, dataset)
         data = self.context.config.data
@@ -221,7 +228,7 @@ class Workshop:
             dataset,
             views,
             objective,
-            training or self.config,
+            training,
             seed=seed,
             checkpoint=self._checkpoint(folder),
             progress=self.context.progress,
@@ -297,7 +304,7 @@ class Workshop:
             with autocast(Computing(device=inputs.device.type, precision=precision)):
                 return asked(inputs, indices, view)
 
-        needing = next((m.name for m in objective.methods if m.every_logit), None)
+        needing = needing_every_logit(objective.methods)
         if needing is not None and isinstance(config.top_k, int):
             raise UsageError(
                 f"{needing} needs every logit, and only the {config.top_k} largest are to be kept",
@@ -371,7 +378,7 @@ class Workshop:
         known: Known,
         views: Views,
         stored: StoredKnowledge | None,
-        training: Training | None,
+        training: Training,
     ) -> None:
         """What the doctor says of one batch of the first view."""
         dataset = views.dataset
@@ -386,18 +393,22 @@ class Workshop:
         answers = ask(inputs, batch, 0)
         half = len(batch) // 2
         again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
+        kept = expected = None
+        if stored is not None:
+            kept = stored.known(rows, 0)
+            expected = None if kept is None else stored.rounded(answers)
         labels = torch.from_numpy(dataset.labels)[batch]
         found = examine(
             module,
             objective,
-            training or self.config,
+            training,
             self.accuracy(known, dataset, dataset.validation),
             inputs,
             answers,
             labels,
             again=again,
-            stored=None if stored is None else stored.known(rows, 0),
-            expected=stored.rounded(answers) if stored is not None and stored.stores else None,
+            stored=kept,
+            expected=expected,
         )
         for complaint in found.complaints:
             self.say(f"warning: {complaint}")
