@@ -14,6 +14,7 @@ from edgekd.distill.trainer import train
 from edgekd.errors import UsageError
 from edgekd.progress import Silent
 from edgekd.results import Computing
+from tests.heard import Heard
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 5, (32,), generator=torch.Generator().manual_seed(1))
@@ -170,11 +171,7 @@ def test_without_a_compiler_the_step_is_not_compiled_and_that_is_said(tmp_path, 
 
         return fail
 
-    class Told(Silent):
-        def say(self, text):
-            said.append(text)
-
-    said = []
+    heard = Heard()
     monkeypatch.setattr(torch, "compile", broken)
-    assert compute.compiled(len, Told()) is len
-    assert "not compiled" in said[0]
+    assert compute.compiled(len, heard) is len
+    assert "not compiled" in heard.lines[0]

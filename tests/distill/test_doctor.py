@@ -27,12 +27,12 @@ def network():
     )
 
 
-def teacher_accuracy(share=0.97, total=400):
-    labels = torch.arange(total).numpy() % CLASSES
+def teacher_accuracy(share=0.97, total=400, classes=CLASSES):
+    labels = torch.arange(total).numpy() % classes
     answers = labels.copy()
     wrong = round((1 - share) * total)
-    answers[:wrong] = (answers[:wrong] + 1) % CLASSES
-    return accuracy(answers, labels, CLASSES)
+    answers[:wrong] = (answers[:wrong] + 1) % classes
+    return accuracy(answers, labels, classes)
 
 
 def complaints(
@@ -157,11 +157,7 @@ def test_a_store_that_keeps_a_part_is_held_against_that_part():
     ("classes", "share", "near"), [(2, 0.77, False), (2, 0.53, True), (3, 0.55, False)]
 )
 def test_of_few_classes_a_teacher_that_knows_something_is_not_near_chance(classes, share, near):
-    labels = torch.arange(1000).numpy() % classes
-    answers = labels.copy()
-    wrong = round((1 - share) * len(labels))
-    answers[:wrong] = (answers[:wrong] + 1) % classes
-    found = complaints(teacher=accuracy(answers, labels, classes))
+    found = complaints(teacher=teacher_accuracy(share, total=1000, classes=classes))
     assert bool(found) == near
 
 

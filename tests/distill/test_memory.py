@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from edgekd.distill.memory import kept_memory
+from edgekd.profile.device.memory import resident
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="malloc of glibc")
 
@@ -26,11 +27,6 @@ def faults(model: nn.Module, steps: int) -> float:
     for _ in range(steps):
         model(images).sum().backward()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / steps
-
-
-def resident() -> int:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
 
 
 def test_steps_use_the_memory_of_those_before(model):

@@ -28,6 +28,7 @@ from edgekd.profile.bundle import _check_verified
 from edgekd.progress import Silent
 from edgekd.report.data import document
 from edgekd.results import VerifyReport
+from tests.heard import Heard
 
 # Real data and networks, as small and short as they can be.
 TINY = {
@@ -166,16 +167,6 @@ def test_a_quantized_run_deploys_gates_and_reports_int8_files(run):
     assert "int8 student" in (run.path / "report.html").read_text(encoding="utf-8")
     with_test = {int(i) for i in np.load(run.path / "verify/logits.npz")["indices"]}
     assert not with_test & set(run.quantize.calibration.samples)
-
-
-class Heard(Silent):
-    """Keeps what is said."""
-
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
 
 
 def test_a_lost_or_damaged_artifact_is_made_again(run):

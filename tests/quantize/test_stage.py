@@ -11,6 +11,7 @@ from edgekd.pipeline.line import run_line
 from edgekd.pipeline.run import Run
 from edgekd.progress import Silent
 from edgekd.quantize.sensitivity import logits
+from tests.heard import Heard
 
 pytest.importorskip("nncf")
 pytestmark = pytest.mark.slow
@@ -156,17 +157,12 @@ def test_a_backend_that_fails_leaves_it_to_the_other(aware, tmp_path):
     def broken(*arguments):
         raise RuntimeError("an operator it does not know")
 
-    told = []
-
-    class Listening(Silent):
-        def say(self, text):
-            told.append(text)
-
+    heard = Heard()
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backend.BACKENDS._entries, "nncf", broken)
         run, _ = run_line(
             config, base=tmp_path, out=tmp_path / "tiny", until="quantize",
-            progress=Listening(), command="test",
+            progress=heard, command="test",
         )  # fmt: skip
     assert all(file.producer.startswith("onnxruntime") for file in run.quantize.files)
-    assert any("nncf does not quantize onnx: cannot be quantized" in line for line in told)
+    assert any("nncf does not quantize onnx: cannot be quantized" in line for line in heard.lines)

@@ -10,7 +10,7 @@ import trustme
 
 from edgekd import api
 from edgekd.errors import StageError, UsageError
-from edgekd.progress import Silent
+from tests.heard import Heard
 from tests.teachers.oip_server import Server, hang, tls
 from tests.teachers.runs import changed, teacher_stage
 
@@ -23,14 +23,6 @@ def server(taught):
     yield server
     with contextlib.suppress(OSError):
         server.stop()
-
-
-class Listening(Silent):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 def spec(server, scheme="oip", host="127.0.0.1", *, data=None, **args):
@@ -172,10 +164,10 @@ def test_one_that_changes_its_answers_is_found_out(server, digits, tmp_path):
     other = spec(server) | {"seed": 1}
     with pytest.raises(StageError, match=r"has changed: \d of 8 answers .* are others now"):
         api.distill(other, out=tmp_path / "b")
-    told = Listening()
+    told = Heard()
     warned = spec(server, changed="warn") | {"seed": 1}
     api.distill(warned, out=tmp_path / "c", progress=told)
-    assert any("warning: the teacher has changed" in text for text in told.said)
+    assert any("warning: the teacher has changed" in text for text in told.lines)
     server.logits = honest
     server.metadata = {**server.metadata, "versions": ["2"]}
     with pytest.raises(StageError, match=r"versions is \['2'\], it was \['1'\]"):
@@ -185,10 +177,10 @@ def test_one_that_changes_its_answers_is_found_out(server, digits, tmp_path):
 def test_all_known_it_need_not_be_there_any_more(server, tmp_path):
     api.distill(spec(server), out=tmp_path / "a")
     server.stop()
-    told = Listening()
+    told = Heard()
     config = spec(server, retries=0) | {"distill": {"epochs": 1, "methods": ["dkd"]}}
     api.distill(config, out=tmp_path / "b", progress=told)
-    assert any("all of its answers are known" in text for text in told.said)
+    assert any("all of its answers are known" in text for text in told.lines)
 
 
 def test_another_order_of_classes_is_told_by_their_names(server, digits, taught, tmp_path):

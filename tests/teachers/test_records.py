@@ -15,6 +15,7 @@ from edgekd.pipeline.line import config_of, run_line
 from edgekd.pipeline.stages import Context
 from edgekd.progress import Silent
 from edgekd.teachers.tables import write_parquet
+from tests.heard import Heard
 from tests.teachers.runs import changed, teacher_stage
 
 CLASSES = tuple("0123456789")
@@ -161,14 +162,9 @@ def test_missing_answers_are_counted_or_left_out(tmp_path, digits, answers):
     path = write(tmp_path / "r.npz", known, {"logits": answers["logits"][known]})
     with pytest.raises(UsageError, match=rf"no answer to 37 of {len(digits.train)} training"):
         teacher_stage(spec(path), tmp_path / "a")
-    said = []
-
-    class Listening(Silent):
-        def say(self, text):
-            said.append(text)
-
-    run = api.distill(spec(path, missing="leave_out"), out=tmp_path / "b", progress=Listening())
-    assert any(f"37 of {len(digits.train)} training samples are left out" in s for s in said)
+    heard = Heard()
+    run = api.distill(spec(path, missing="leave_out"), out=tmp_path / "b", progress=heard)
+    assert any(f"37 of {len(digits.train)} training samples are left out" in s for s in heard.lines)
     assert run.training("student").test.value > 0.3
 
 

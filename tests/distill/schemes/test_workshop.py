@@ -4,21 +4,13 @@ import textwrap
 
 from edgekd import api
 from edgekd.distill.workshop import FOLDER, store_identity
-from edgekd.progress import Silent
-
-
-class Said(Silent):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
+from tests.heard import Heard
 
 
 def said(run):
-    progress = Said()
-    run.distill(progress)
-    return "\n".join(progress.lines)
+    heard = Heard()
+    run.distill(heard)
+    return "\n".join(heard.lines)
 
 
 def test_the_doctor_looks_at_every_distillation_unless_it_is_told_not_to(lab):
