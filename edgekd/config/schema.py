@@ -482,11 +482,16 @@ class Distill(Training):
     def _something_to_learn(self) -> Distill:
         if self.labels_weight == 0 and not self.methods.entries:
             raise ValueError("alpha is 0 and methods is empty: there is no loss to train with")
-        alone = max((method.alone for method in self.methods.entries), default=0)
-        if alone >= self.epochs:
+        if self.labels_weight == 0 and not any(method.weight for method in self.methods.entries):
             raise ValueError(
-                f"a method is alone for {alone} epochs, which leaves none of {self.epochs} for the rest"
+                "alpha is 0 and so is the weight of every method: there is no loss to train with"
             )
+        for method in self.methods.entries:
+            if method.alone >= self.epochs:
+                raise ValueError(
+                    f"{method.name} is alone for {method.alone} epochs, which leaves none of {self.epochs} "
+                    f"for the rest: raise epochs, or set {method.name}.alone"
+                )
         if self.labels_weight == 0 and all(method.alone for method in self.methods.entries):
             raise ValueError(
                 "alpha is 0 and every method is `alone`: then there is no loss any more"

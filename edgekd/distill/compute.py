@@ -75,7 +75,8 @@ def choose(
     backward) in turns, after the plain way has shown that the training is long enough to care;
     nothing that training depends on is touched. Raises UsageError for a device that is not there.
     """
-    device = _device(compute.device)
+    check_device(compute, "compute.device")
+    device = "cuda" if torch.cuda.is_available() and compute.device != "cpu" else "cpu"
     images = inputs.ndim == 4
     layouts = [False, True] if compute.channels_last == "auto" else [compute.channels_last]
     precisions = ["f32", "bf16"] if compute.precision == "auto" else [compute.precision]
@@ -155,7 +156,9 @@ class _Trial:
         started, used = time.perf_counter(), time.process_time()
         with autocast(self.how):
             logits = self.model(self.inputs)
-        cross_entropy(logits.float(), self.labels).backward()  # type: ignore[no-untyped-call]
+        loss = cross_entropy(logits.float(), self.labels)
+        check_gradient(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
         if self.how.device != "cpu":
             torch.cuda.synchronize()
             return time.perf_counter() - started
@@ -199,10 +202,17 @@ def teacher_precision(
     return "bf16" if divergence < SAME_ANSWERS else "f32"  # f32 for NaN
 
 
-def _device(asked: str) -> str:
-    there = torch.cuda.is_available()
-    if asked == "cuda" and not there:
+def check_device(compute: Compute, where: str) -> None:
+    """Raises UsageError, whose place is the key `where`, for a device that is not there."""
+    if compute.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("PyTorch finds no CUDA device here", where=where, fix="use auto or cpu")
+
+
+def check_gradient(values: Tensor, where: str | None = None) -> None:
+    """Raises UsageError, whose place is the key `where`, for what nothing can be learned from."""
+    if not values.requires_grad:
         raise UsageError(
-            "PyTorch finds no CUDA device here", where="compute.device", fix="use auto or cpu"
+            "the network's outputs have no gradient, so that it cannot be trained",
+            where=where,
+            fix="look for detach(), no_grad() or numpy() in its forward, or weights that are frozen",
         )
-    return "cuda" if there and asked != "cpu" else "cpu"

@@ -29,7 +29,9 @@ _SMALLEST_RATE = {"sgd": 1e-5, "adamw": 1e-7}
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Complaints, each in one line; and ‖∂ term / ∂ weights‖ by term when every warm-up is over."""
+    """Complaints, each in one line; and ‖∂ term / ∂ weights‖ by term: of an initialisation at the start, of
+    the others when every warm-up is over.
+    """
 
     complaints: list[str]
     norms: dict[str, float]
@@ -69,7 +71,7 @@ def examine(
         *_about_rate(config),
         *(complaint for norms in phases for complaint in _about_gradients(norms, objective)),
     ]
-    return Diagnosis(complaints, phases[-1])
+    return Diagnosis(complaints, {**phases[0], **phases[-1]})
 
 
 def _phases(objective: Objective) -> list[int]:
@@ -195,6 +197,8 @@ def _about_rate(config: Training) -> Iterator[str]:
 def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[str]:
     largest = max(norms, key=lambda name: norms[name])
     weights = {method.name: method.weight for method in objective.methods}
+    keys = {name: f"{name}.weight" for name in weights} | {objective.hard.name: "alpha"}
+    values = weights | {objective.hard.name: objective.alpha}
     # Beside features, soft targets that count say what the labels say.
     soft = [m.name for m in objective.methods if m.needs == {"logits"} and m.name in norms]
     told = any(norms[largest] <= _OUTWEIGHED * norms[m] for m in soft if m != largest)
@@ -205,13 +209,13 @@ def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[
             yield f"{name} gives the student no gradient: it teaches nothing; check its weight and taps"
         elif norms[largest] > _OUTWEIGHED * norm and (name in weights or not told):
             factor = float(f"{norms[largest] / norm:.1g}")
-            if name not in weights and largest in weights:
-                # Of the labels: alpha is a share.
-                advice = f"try {largest}.weight: {weights[largest] * _BALANCED / factor:.2g}"
+            if name not in weights and largest in keys:
+                # Of the labels: alpha is a share. Of a scheme's own terms: they go together.
+                advice = f"try {keys[largest]}: {values[largest] * _BALANCED / factor:.2g}"
+            elif name in keys:
+                advice = f"try {keys[name]}: {values[name] * factor / _BALANCED:.2g}, or lower the other's"
             else:
-                weight = weights.get(name, objective.alpha) * factor / _BALANCED
-                key = f"{name}.weight" if name in weights else "alpha"
-                advice = f"try {key}: {weight:.2g}, or lower the other's"
+                advice = "both are the scheme's: see the weights in distill.scheme"
             yield (
                 f"{name} is outweighed at the start: its gradient is {factor:g} times smaller than that "
                 f"of {largest}; {advice}"

@@ -57,13 +57,7 @@ class OwnTeacher(Objective):
 
     def attach(self, student: nn.Module, inputs: Tensor, classes: int, seed: int) -> None:
         """Find the stages with one batch and make the exits. Raises UsageError without two stages."""
-        self.stages = stages(student, inputs)
-        if len(self.stages) < 2:
-            raise UsageError(
-                f"byot needs a network of at least two stages, and finds {len(self.stages)}",
-                where="distill.scheme",
-                fix="it is for networks whose maps or tokens pass several blocks",
-            )
+        self.stages = own_stages(student, inputs)
         was_training = student.training
         student.eval()
         with torch.no_grad(), Tapped(student, self.stages) as tapped:
@@ -117,3 +111,15 @@ class OwnTeacher(Objective):
         terms["exits kd"] = self.share * torch.stack(kl).sum()
         terms["exits hint"] = self.hint * torch.stack(hints).sum()
         return {name: term for name, term in terms.items() if name != "exits hint" or self.hint}
+
+
+def own_stages(student: nn.Module, inputs: Tensor) -> list[str]:
+    """The stages of a network that can teach itself. Raises UsageError without two."""
+    found = stages(student, inputs)
+    if len(found) < 2:
+        raise UsageError(
+            f"byot needs a network of at least two stages, and finds {len(found)}",
+            where="distill.scheme",
+            fix="it is for networks whose maps or tokens pass several blocks",
+        )
+    return found

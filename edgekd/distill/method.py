@@ -127,7 +127,10 @@ class FeatureMethod(Method):
         if "tap" in value:
             if "taps" in value:
                 raise ValueError("give tap or taps, not both")
-            value["taps"] = [value.pop("tap")]
+            pair = value.pop("tap")
+            if not (isinstance(pair, list | tuple) and len(pair) == 2):
+                raise ValueError(f"tap should be [teacher tap, student tap], not {pair!r}")
+            value["taps"] = [pair]
         if isinstance(value.get("taps"), list):
             value["taps"] = [tuple(p) if isinstance(p, list) else p for p in value["taps"]]
         return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -70,20 +71,53 @@ class Objective:
 
         `population` (samples,) are the classes of all samples, −1 for those that are not trained on.
 
-        Raises UsageError for taps that do not exist or do not fit each other.
+        Raises UsageError, with the method's key, for taps that do not exist or do not fit each other.
         """
-        self.methods = tuple(_tapped(method, student, teacher, inputs) for method in self.methods)
+        methods, shapes = [], []
+        for key, method in self._keyed():
+            with _at(key):
+                methods.append(_tapped(method, student, teacher, inputs))
+                shapes.append(_shapes(methods[-1], student, teacher, inputs, population))
+        self.methods = tuple(methods)
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            known = [
-                _knowledge(model, taps, inputs)
-                for model, taps in ((student, self.student_taps), (teacher, self.teacher_taps))
-            ]
-            known[1] = replace(known[1], population=population)
             torch.manual_seed(seed)
-            self.losses = {method.name: method.build(*known) for method in self.methods}
+            self.losses = {}
+            for (key, method), known in zip(self._keyed(), shapes, strict=True):
+                with _at(key):
+                    self.losses[method.name] = method.build(*known)
         self.trained = nn.ModuleDict(
             {name: loss for name, loss in self.losses.items() if isinstance(loss, nn.Module)}
         )
+
+    def _keyed(self) -> Iterator[tuple[str, Method]]:
+        """The methods and their keys in the configuration."""
+        for i, method in enumerate(self.methods):
+            yield f"distill.methods.{i}.{method.name}", method
+
+    def try_out(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> None:
+        """Compute every method's loss once, also what others are `alone` before.
+
+        Raises UsageError for one that cannot be computed from what passes its taps.
+        """
+        for key, method in self._keyed():
+            loss = self.losses[method.name]
+            try:
+                if isinstance(loss, TwoStage):
+                    loss.initial(student.float(), teacher, labels)
+                loss(student.float(), teacher, labels)
+            except (RuntimeError, IndexError, ValueError, TypeError) as error:
+                if not isinstance(method, FeatureMethod):
+                    raise
+                shapes = ", ".join(
+                    f"{t} {tuple(teacher.features[t].shape)} → {s} {tuple(student.features[s].shape)}"
+                    for t, s in method.taps or ()
+                )
+                raise UsageError(
+                    f"cannot be computed from what passes its taps: {shapes} "
+                    f"({str(error).splitlines()[0]})",
+                    where=key,
+                    fix="choose other taps",
+                ) from None
 
     def terms(
         self,
@@ -165,10 +199,42 @@ def _tapped(method: Method, student: nn.Module, teacher: nn.Module, inputs: Tens
     return method.model_copy(update={"taps": pairs})
 
 
-def _knowledge(model: nn.Module, taps: tuple[str, ...], inputs: Tensor) -> Knowledge:
+def _shapes(
+    method: Method,
+    student: nn.Module,
+    teacher: nn.Module,
+    inputs: Tensor,
+    population: Tensor | None,
+) -> tuple[Knowledge, Knowledge]:
+    """What passes its taps, of both, for one batch; nothing where it does not look inside."""
+    pairs = (method.taps or []) if isinstance(method, FeatureMethod) else []
+    known = [
+        _knowledge(model, {pair[side] for pair in pairs}, inputs, who) if pairs else _NOTHING
+        for side, who, model in ((1, "student", student), (0, "teacher", teacher))
+    ]
+    return known[0], replace(known[1], population=population)
+
+
+_NOTHING = Knowledge(torch.empty(0))
+
+
+def _knowledge(model: nn.Module, taps: set[str], inputs: Tensor, who: str) -> Knowledge:
     was_training = model.training
     model.eval()
-    with Tapped(model, taps) as tapped:
-        logits, features = tapped(inputs)
-    model.train(was_training)
+    try:
+        with torch.no_grad(), Tapped(model, sorted(taps)) as tapped:
+            logits, features = tapped(inputs)
+    except UsageError as error:
+        raise UsageError(f"{who}: {error.what}", fix=error.fix) from None
+    finally:
+        model.train(was_training)
     return Knowledge(logits, features)
+
+
+@contextlib.contextmanager
+def _at(key: str) -> Iterator[None]:
+    """What a user did wrong here is told with this key."""
+    try:
+        yield
+    except UsageError as error:
+        raise UsageError(error.what, where=key, fix=error.fix) from None

@@ -68,7 +68,8 @@ def check_maps(pairs: list[tuple[Tensor, Tensor]], method: str, least: int = 1) 
     if len(pairs) < least or any(f.ndim != 4 for pair in pairs for f in pair):
         raise UsageError(
             f"{method} needs feature maps (n, c, h, w) of at least {least} "
-            f"{'stage' if least == 1 else 'stages'}; it got {[tuple(s.shape) for s, _ in pairs]}",
+            f"{'stage' if least == 1 else 'stages'}; it got "
+            + ", ".join(f"{tuple(t.shape)} → {tuple(s.shape)}" for s, t in pairs),
             where="distill.methods",
             fix="choose other taps",
         )

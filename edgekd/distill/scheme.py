@@ -18,7 +18,10 @@ from edgekd.distill.method import METHODS, Kind
 from edgekd.registry import Registry
 
 if TYPE_CHECKING:
-    from edgekd.config.schema import Distill, Model, Weighted
+    from torch import nn
+
+    from edgekd.config.schema import Config, Distill, Model, Weighted
+    from edgekd.data.resolve import Dataset
     from edgekd.distill.workshop import Workshop
 
 
@@ -40,9 +43,16 @@ class Scheme(BaseModel):
         """Whether the run's teacher has to be a network, which others are trained like."""
         return False
 
-    def networks(self) -> list[Model]:
-        """Networks of its own, besides teacher and student, whose source its result depends on."""
-        return []
+    def networks(self) -> dict[str, Model]:
+        """Networks of its own, besides teacher and student, by their key: its result depends on them."""
+        return {}
+
+    def lessons(self, config: Config) -> list[tuple[Model, Model]]:
+        """Who teaches whom by the configured methods, where these look inside of both: once each."""
+        return [(config.teacher, config.student)]
+
+    def check_data(self, student: nn.Module, dataset: Dataset) -> None:
+        """Raises UsageError for settings that do not go with this data, or the untrained `student`."""
 
     def check(self, distill: Distill) -> None:
         """Raises ValueError for settings that do not go together with it."""

@@ -25,7 +25,7 @@ from edgekd.config.schema import Training
 from edgekd.data.resolve import Dataset
 from edgekd.data.views import Views
 from edgekd.distill import parallel
-from edgekd.distill.compute import Run, autocast, choose, compiled, laid_out, place
+from edgekd.distill.compute import Run, autocast, check_gradient, choose, compiled, laid_out, place
 from edgekd.distill.memory import kept_memory
 from edgekd.distill.method import Knowledge
 from edgekd.distill.objective import Objective, hard_loss
@@ -96,6 +96,7 @@ def train(
         state = State()
         if found:
             state = _restore(checkpoint, found, everything, optimizer, progress)
+        _begin_momentum(optimizer)
         started = time.monotonic() - state.seconds
         saved = time.monotonic()
         with (
@@ -130,6 +131,7 @@ def train(
                     # A process with a larger share of the batch counts for more in the mean.
                     weight = len(indices) * parallel.count() / len(batch)
                     loss = torch.stack(list(terms.values())) * weight
+                    check_gradient(loss)
                     optimizer.zero_grad()
                     loss.sum().backward()  # type: ignore[no-untyped-call]
                     stopping = _exchange(everything, loss, stop)
@@ -216,11 +218,15 @@ class Losses:
             self.names, self.sums.tolist(), self.broken.tolist(), strict=True
         ):
             if step >= 0:
+                begun = self.state.epoch > 0 or step > 0
                 raise StageError(
                     f"the loss term {term!r} became {total}",
                     where=f"training of the {self.name}, epoch {self.state.epoch + 1}, "
                     f"step {int(step) + 1}",
-                    fix="lower learning_rate, raise warmup, or check the data for extreme values",
+                    fix="lower learning_rate, raise warmup, or check the data for extreme values"
+                    if begun
+                    else f"nothing was learned yet: look at the settings of {term!r}, the initial weights "
+                    "and the data, for extreme values",
                 )
             self.state.sums[term] = total
 
@@ -272,6 +278,21 @@ def _optimizer(model: nn.Module, config: Training) -> torch.optim.Optimizer:
         weight_decay=config.weight_decay,
         fused=fused,
     )
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Zeros where there is none yet.
+
+    PyTorch's fused SGD fails where a weight gets its first gradient after others have had theirs, as the
+    student's head does after an initialisation.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"] if group.get("momentum") else ():
+            if not weight.requires_grad:
+                continue
+            state = optimizer.state[weight]
+            if state.get("momentum_buffer") is None:
+                state["momentum_buffer"] = torch.zeros_like(weight)
 
 
 @torch.no_grad()

@@ -51,11 +51,13 @@ from edgekd.results import (
 )
 from edgekd.tasks.task import of
 from edgekd.teachers.kinds.torch import TorchTeacher
-from edgekd.teachers.teacher import Teacher
+from edgekd.teachers.teacher import GIVEN, Teacher
 from edgekd.teachers.teacher import load as load_teacher
 
 # In the folder of what is being trained; gone when it is.
 CHECKPOINT = "checkpoint.pt"
+# The doctor's batch at most: more would tell it the same.
+_EXAMINED = 512
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Workshop:
 
     # -- models -----------------------------------------------------------------------------
 
-    def build(self, network: Model, *, seed: int = 0, where: str = "student") -> nn.Module:
+    def build(self, network: Model, *, seed: int = 0) -> nn.Module:
         """An untrained network for this data; `seed` counts from the run's. Raises UsageError."""
         seed += self.context.config.seed
         return role.build(network, "student", self.dataset, seed=seed, base=self.context.base)
@@ -121,9 +123,14 @@ class Workshop:
                 name, network, folder, training=settings, dataset=self.everything, seed=seed
             )
         else:
-            module = self.build(network, seed=seed)
+            module = role.build(
+                network, "student", self.dataset, seed=GIVEN, base=self.context.base
+            )
             load_weights(module, self.context.base / weights)
-            self.keep(module.eval(), network, folder, None, seed=seed)
+            role.save(
+                module.eval(), network, "student", self.context.folder / folder, self.dataset,
+                seed=GIVEN, history=None,
+            )  # fmt: skip
             self.tell(name, network, folder)
         return self.known(module, folder)
 
@@ -233,7 +240,7 @@ class Workshop:
             checkpoint=self._checkpoint(folder),
             progress=self.context.progress,
             name=name,
-            teacher=asked and _numbered(asked, dataset.input),
+            teacher=asked and numbered(asked, dataset.input),
             until=until,
         )
 
@@ -385,11 +392,11 @@ class Workshop:
         answered = known.teacher.known(dataset.train)
         # Those with a label first: a batch of others shows nothing of the hard-label term.
         answered = answered[np.argsort(dataset.strata[answered] < 0, kind="stable")]
-        rows = np.resize(answered, self.config.batch_size)
+        rows = np.resize(answered, min(self.config.batch_size, len(answered), _EXAMINED))
         batch = torch.from_numpy(rows)
         # Not through the store: it must hold what training batches give, and nothing else.
         inputs = views.batch(batch, 0)
-        ask = _numbered(seen(known.teacher, objective.teacher_taps), dataset.input)
+        ask = numbered(seen(known.teacher, objective.teacher_taps), dataset.input)
         answers = ask(inputs, batch, 0)
         half = len(batch) // 2
         again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
@@ -497,7 +504,7 @@ def seen(teacher: Teacher, taps: tuple[str, ...]) -> TeacherKnowledge:
     return ask
 
 
-def _numbered(ask: TeacherKnowledge, spec: InputSpec) -> TeacherKnowledge:
+def numbered(ask: TeacherKnowledge, spec: InputSpec) -> TeacherKnowledge:
     """The same with the samples' numbers, which contrastive methods look at, and which are no padding."""
     padding = None if spec.tokens is None else spec.tokens.padding
 

@@ -22,13 +22,22 @@ if TYPE_CHECKING:
 
 
 def build(
-    model: Model, role: Role, dataset: Dataset, *, seed: int, base: Path, scaled: bool = True
+    model: Model,
+    role: Role,
+    dataset: Dataset,
+    *,
+    seed: int,
+    base: Path,
+    scaled: bool = True,
+    where: str | None = None,
 ) -> nn.Module:
     """The untrained network, checked: it takes this data and gives one logit per class, or what its task
     wants. Where labels are numbers its head is made to give them in their units, unless not `scaled`.
 
-    Raises UsageError, as for a network with another number of classes than the data.
+    Raises UsageError, as for a network with another number of classes than the data; `where` is its key
+    in the configuration, the role's unless given.
     """
+    where = where or role
     shape, classes, tokens = dataset.input.shape, len(dataset.classes), dataset.input.tokens
     module = resolve.build(
         model.model,
@@ -38,10 +47,10 @@ def build(
         seed=seed,
         base=base,
         tokens=tokens,
-        where=f"{role}.model",
+        where=f"{where}.model",
     )
     outputs = of(dataset.task).shape(classes, shape)
-    resolve.check(module, role=role, input_shape=shape, outputs=outputs, tokens=tokens)
+    resolve.check(module, role=where, input_shape=shape, outputs=outputs, tokens=tokens)
     if scaled and dataset.output is not None:
         module = scale_outputs(module, dataset.output, resolve.example(shape, tokens))
     return module

@@ -62,6 +62,8 @@ def run_line(
         from edgekd.search.search import chosen
 
         config, kept = chosen(config, kept, base=base, out=out, progress=progress, command=command)
+    # Whether what the student will learn has been tried out, where anything is to be trained.
+    tried = NAMES.index(until) < NAMES.index("distill")
     with run.locked(), together.leading():
         stages = _recorded(run)
         finished: dict[str, StageRecord] = {}
@@ -89,7 +91,9 @@ def run_line(
                 # with what it made, so that one that fails leaves the run as it was.
                 _write_manifest(run, kept, base, stages, command)
             try:
-                record = _do(stage, key, config, base, run, progress, force)
+                tries = not tried and stage.name in _TRAINS
+                record = _do(stage, key, config, base, run, progress, force, tries)
+                tried = tried or (tries and record.reused_from is None)
             except Waiting:
                 # Whoever brings what it waits for finds here what that must be made for.
                 _write_manifest(run, kept, base, stages, command)
@@ -120,7 +124,8 @@ def check_ahead(config: Config, base: Path, until: str) -> None:
 
 
 # An earlier one may have been done for another configuration, or in another run.
-_OF_THE_TASK = ("teacher", "distill", "export")
+_TRAINS = ("teacher", "distill")
+_OF_THE_TASK = (*_TRAINS, "export")
 
 
 def _do(
@@ -131,6 +136,7 @@ def _do(
     run: Run,
     progress: Progress,
     force: str | None,
+    tries: bool,
 ) -> StageRecord:
     started = time.monotonic()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -145,12 +151,16 @@ def _do(
         progress.say(f"  the same {stage.name} was done in {source}; reused")
     else:
         with _removed_if_empty(folder), _user_errors(stage.name, folder), terminable():
-            together.announce(stage.name)
             context = Context(config, base, run, folder, progress)
             if stage.name in _OF_THE_TASK:
                 from edgekd.tasks.check import check_task
 
                 check_task(config, context.dataset.task, context.dataset.classes)
+            if tries:
+                from edgekd.distill.ahead import rehearse
+
+                rehearse(context)
+            together.announce(stage.name)
             stage.work(context)
     artifacts = run.adopt(folder, run.path / stage.folder)
     return StageRecord(

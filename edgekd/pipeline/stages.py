@@ -155,12 +155,14 @@ def _distill(config: Config, base: Path) -> dict[str, Any]:
         )
     networks = [
         {
-            **network_part(network, base, "distill.scheme"),
-            "weights": sha256_file(weights_path(network, base, "distill.scheme"))
+            **network_part(network, base, f"distill.scheme.{scheme.name}.{key}"),
+            "weights": sha256_file(
+                weights_path(network, base, f"distill.scheme.{scheme.name}.{key}.weights")
+            )
             if isinstance(network, Weighted) and network.weights
             else None,
         }
-        for network in scheme.networks()
+        for key, network in scheme.networks().items()
     ]
     return {
         "data": data_part(config, base),

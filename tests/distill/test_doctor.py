@@ -126,6 +126,20 @@ def test_a_term_that_is_drowned_is_named_with_the_factor():
     assert complaints(Objective(1.0, (METHODS.get("logits")(),))) == []
 
 
+def test_of_the_terms_of_a_scheme_the_weight_that_is_named_exists():
+    class Own(Objective):
+        def terms(self, *given, **more):
+            terms = super().terms(*given, **more)
+            return terms | {"exits kd": 1e-9 * terms["cross_entropy"], "exits": terms["kd"] / 1e-9}
+
+    found = complaints(Own(1.0, (KD(),)))
+    assert [re.search(r"(\S.*) is outweighed.*; (.*?):? ", c + " ").groups() for c in found]
+    advice = {c.split(" is outweighed")[0]: c.rpartition("; ")[2] for c in found}
+    assert advice["exits kd"] == "both are the scheme's: see the weights in distill.scheme"
+    assert advice["cross_entropy"].startswith("try alpha: ")
+    assert advice["kd"].startswith("try kd.weight: ")
+
+
 @pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(8)])
 def test_a_teacher_that_is_not_in_evaluation_mode_is_noticed(layer):
     torch.manual_seed(3)

@@ -3,11 +3,13 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from edgekd.config.load import validate
 from edgekd.config.schema import Distill
 from edgekd.distill.method import METHODS, Knowledge, MethodList
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.methods.logits import Logits
 from edgekd.distill.objective import Objective
+from edgekd.errors import UsageError
 
 
 def test_the_loss_is_alpha_cross_entropy_plus_one_minus_alpha_t_squared_kl():
@@ -123,3 +125,22 @@ def test_mixed_samples_take_the_cross_entropy_to_the_shares_of_their_classes():
     losses = [F.cross_entropy(logits, labels, reduction="none") for labels in (own, other)]
     expected = 0.5 * (share * losses[0] + (1 - share) * losses[1]).mean()
     torch.testing.assert_close(terms["cross_entropy"], expected)
+
+
+@pytest.mark.parametrize(
+    ("distill", "text"),
+    [
+        ({"alpha": 0.0, "methods": [{"kd": {"weight": 0.0}}]}, "there is no loss to train with"),
+        ({"methods": ["kd", {"ab": {"alone": 30}}], "epochs": 20}, "ab is alone for 30 epochs"),
+        ({"methods": [{"mlkd": {"temperatures": [2.0, 0.0]}}]}, "mlkd.temperatures.1: .*greater"),
+        ({"methods": [{"mlkd": {"temperatures": [-2.0]}}]}, "mlkd.temperatures.0: .*greater"),
+        (
+            {"methods": [{"rkd": {"tap": "penultimate"}}]},
+            r"distill.methods.0.rkd: tap should be \[teacher tap, student tap\], not 'penultimate'",
+        ),
+        ({"methods": [{"rkd": {"tap": ["penultimate"]}}]}, r"not \['penultimate'\]"),
+    ],
+)
+def test_what_teaches_nothing_is_refused_when_it_is_read(distill, text):
+    with pytest.raises(UsageError, match=text):
+        validate({"distill": distill}, where="c.yaml", lines={})

@@ -135,6 +135,14 @@ def test_weights_that_are_no_numbers_any_more_are_told_although_the_loss_is_one(
         run(Root(), digits, tmp_path, epochs=1, batch_size=300)
 
 
+def test_a_loss_that_is_not_finite_at_once_is_not_the_learning_rates_fault(digits, tmp_path):
+    broken = network()
+    broken[-1].weight.data.fill_(torch.inf)
+    with pytest.raises(StageError, match=r"epoch 1, step 1: .*became nan") as caught:
+        run(broken, digits, tmp_path)
+    assert "learning_rate" not in str(caught.value)
+
+
 def test_a_loss_that_is_not_finite_names_the_term_the_epoch_and_the_step(digits, tmp_path):
     with pytest.raises(StageError, match=r"cross_entropy.*(nan|inf)") as caught:
         run(network(), digits, tmp_path, learning_rate=1e30, warmup=0.0)

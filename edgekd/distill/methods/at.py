@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from edgekd.distill.method import FeatureMethod, Knowledge, method
+from edgekd.distill.method import FeatureMethod, Knowledge, Loss, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +18,12 @@ class AT(FeatureMethod):
 
     place: ClassVar[Literal["stages"]] = "stages"
     weight: float = Field(1000.0, ge=0, allow_inf_nan=False)
+
+    def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
+        from edgekd.distill.regressors import check_maps
+
+        check_maps(self.pairs(student, teacher), self.name)
+        return self
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         import torch

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -23,7 +23,9 @@ class MLKD(Method):
     strongly augmented view.
     """
 
-    temperatures: list[float] = Field([2.0, 3.0, 4.0, 5.0, 6.0], min_length=1)
+    temperatures: list[Annotated[float, Field(gt=0, le=1000)]] = Field(
+        [2.0, 3.0, 4.0, 5.0, 6.0], min_length=1
+    )
     confidence: float = Field(0.5, gt=0, le=1)
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
 

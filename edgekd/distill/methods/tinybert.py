@@ -65,6 +65,17 @@ class TinyBert(FeatureMethod):
 
         from edgekd.distill.regressors import Trained, regressor
 
+        for (of_teacher, of_student), (s, t) in zip(
+            self.taps or (), self.pairs(student, teacher), strict=True
+        ):
+            if s.ndim != t.ndim or _places(s) != _places(t):
+                raise UsageError(
+                    f"tinybert compares place by place; {of_teacher} gives {tuple(t.shape)} and "
+                    f"{of_student} {tuple(s.shape)}",
+                    where="distill.methods",
+                    fix="choose other taps, or another method",
+                )
+
         def mapping(of_inputs: bool) -> nn.Module:
             found = [
                 pair
@@ -109,3 +120,8 @@ def masked_mse(s: Tensor, t: Tensor, mask: Tensor | None) -> Tensor:
 def _between(mask: Tensor | None) -> Tensor | None:
     """(n, tokens) → (n, 1, queries, keys): where both are tokens."""
     return None if mask is None else mask[:, None, :, None] & mask[:, None, None, :]
+
+
+def _places(f: Tensor) -> tuple[int, ...]:
+    """Those of tokens (n, tokens, c), scores (n, heads, tokens, tokens) or a map (n, c, h, w)."""
+    return tuple(f.shape[2:] if f.ndim == 4 else f.shape[1:-1])

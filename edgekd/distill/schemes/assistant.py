@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, field_validator
@@ -10,6 +11,7 @@ from edgekd.config.schema import Model
 from edgekd.distill.scheme import Scheme, scheme
 
 if TYPE_CHECKING:
+    from edgekd.config.schema import Config
     from edgekd.distill.workshop import Workshop
 
 
@@ -31,8 +33,11 @@ class Assistant(Scheme):
             return [{"model": v} if isinstance(v, str) else v for v in value]
         return value
 
-    def networks(self) -> list[Model]:
-        return self.chain
+    def networks(self) -> dict[str, Model]:
+        return {f"chain.{i}": network for i, network in enumerate(self.chain)}
+
+    def lessons(self, config: Config) -> list[tuple[Model, Model]]:
+        return list(itertools.pairwise([config.teacher, *self.chain, config.student]))
 
     def check(self, distill: Any) -> None:
         if not distill.methods.entries:

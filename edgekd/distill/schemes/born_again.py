@@ -10,6 +10,7 @@ from edgekd.distill.method import METHODS
 from edgekd.distill.scheme import ANSWERS, Scheme, scheme
 
 if TYPE_CHECKING:
+    from edgekd.config.schema import Config, Model
     from edgekd.distill.workshop import Workshop
 
 
@@ -39,6 +40,10 @@ class BornAgain(Scheme):
                     f"{method.name} needs {' and '.join(sorted(method.needs))}, which an ensemble of "
                     f"generations has not; methods that work with it: {', '.join(fit)}"
                 )
+
+    def lessons(self, config: Config) -> list[tuple[Model, Model]]:
+        first = [(config.teacher, config.student)] if self.first == "teacher" else []
+        return [*first, (config.student, config.student)]
 
     def train(self, workshop: Workshop) -> None:
         from edgekd.distill.workshop import Known

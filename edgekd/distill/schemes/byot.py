@@ -9,6 +9,9 @@ from pydantic import Field
 from edgekd.distill.scheme import Scheme, scheme
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekd.data.resolve import Dataset
     from edgekd.distill.workshop import Workshop
 
 
@@ -30,6 +33,11 @@ class BYOT(Scheme):
         for method in distill.methods.entries:
             if method.alone:
                 raise ValueError(f"{method.name} cannot be `alone` beside exits")
+
+    def check_data(self, student: nn.Module, dataset: Dataset) -> None:
+        from edgekd.distill.exits import own_stages
+
+        own_stages(student, dataset.tensor(dataset.train[:4]))
 
     def train(self, workshop: Workshop) -> None:
         from edgekd.distill.exits import OwnTeacher

@@ -65,8 +65,9 @@ class EnsembleScheme(Scheme):
     def needs_network(self, teacher: Weighted) -> bool:
         return isinstance(self.members, int)
 
-    def networks(self) -> list[Model]:
-        return [] if isinstance(self.members, int) else list(self.members)
+    def networks(self) -> dict[str, Model]:
+        given = [] if isinstance(self.members, int) else self.members
+        return {f"members.{i}": network for i, network in enumerate(given)}
 
     def train(self, workshop: Workshop) -> None:
         ensemble = self.ensemble(workshop)

@@ -47,8 +47,9 @@ class Online(Scheme):
             raise ValueError("peers should name at least one network beside the student")
         return self
 
-    def networks(self) -> list[Model]:
-        return [] if isinstance(self.peers, int) else self.peers
+    def networks(self) -> dict[str, Model]:
+        given = [] if isinstance(self.peers, int) else self.peers
+        return {f"peers.{i}": network for i, network in enumerate(given)}
 
     def check(self, distill: Any) -> None:
         super().check(distill)

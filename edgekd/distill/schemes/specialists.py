@@ -9,8 +9,12 @@ from pydantic import Field
 from edgekd.config.schema import Training, Weighted
 from edgekd.distill.method import Kind
 from edgekd.distill.scheme import ANSWERS, Scheme, scheme
+from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from edgekd.data.resolve import Dataset
     from edgekd.distill.workshop import Known, Workshop
     from edgekd.teachers.specialists import Classes, Expert
 
@@ -47,6 +51,14 @@ class SpecialistsScheme(Scheme):
     def needs_network(self, teacher: Weighted) -> bool:
         return True
 
+    def check_data(self, student: nn.Module, dataset: Dataset) -> None:
+        if self.classes >= len(dataset.classes):
+            raise UsageError(
+                f"specialists of {self.classes} classes leave none for the dustbin: "
+                f"the data has {len(dataset.classes)}",
+                where="distill.scheme.specialists.classes",
+            )
+
     def train(self, workshop: Workshop) -> None:
         ensemble = self.ensemble(workshop)
         workshop.fit("student", workshop.student, teacher=ensemble)
@@ -71,16 +83,9 @@ class SpecialistsScheme(Scheme):
     def sets(self, workshop: Workshop) -> list[Classes]:
         """The classes of each specialist, from the generalist's predictions on the training split."""
         from edgekd.distill.trainer import predict
-        from edgekd.errors import UsageError
         from edgekd.teachers.specialists import confusable
 
         names = workshop.dataset.classes
-        if self.classes >= len(names):
-            raise UsageError(
-                f"specialists of {self.classes} classes leave none for the dustbin: "
-                f"the data has {len(names)}",
-                where="distill.scheme.specialists.classes",
-            )
         module = workshop.network_of(workshop.teacher)
         found = confusable(
             predict(module, workshop.everything, workshop.everything.train), self.count, self.classes,

@@ -11,7 +11,7 @@ from edgekd.data.tokenizer import FILE, same_ids
 from edgekd.errors import UsageError
 from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.labels import reordering
-from edgekd.teachers.teacher import Options, teacher
+from edgekd.teachers.teacher import GIVEN, Options, teacher
 from edgekd.teachers.teacher import options as parsed
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class HfTeacher(TorchTeacher):
         huggingface.save_config(context.folder, about, module)
         save_network(
             module, config.teacher, "teacher", context.folder, dataset,
-            seed=config.seed, history=None,
+            seed=GIVEN, history=None,
         )  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgekd.artifacts import sha256_file
-from edgekd.teachers.teacher import TORCH, Options, Teacher, teacher
+from edgekd.teachers.teacher import GIVEN, TORCH, Options, Teacher, teacher
 
 if TYPE_CHECKING:
     import numpy as np
@@ -56,8 +56,9 @@ class TorchTeacher(Teacher):
 
         config, dataset = context.config, context.dataset
         # Weights from elsewhere are of a network that gives the data's units by itself.
+        seed = GIVEN if config.teacher.weights else config.seed
         module = role.build(
-            config.teacher, "teacher", dataset, seed=config.seed, base=context.base,
+            config.teacher, "teacher", dataset, seed=seed, base=context.base,
             scaled=not config.teacher.weights,
         )  # fmt: skip
         history = None
@@ -71,14 +72,14 @@ class TorchTeacher(Teacher):
                 Views(dataset, config.data.augment, config.data.seed),
                 Objective(hard=hard_loss(dataset)),
                 config.teacher.train,
-                seed=config.seed,
+                seed=seed,
                 checkpoint=checkpoint,
                 progress=context.progress,
                 name="teacher",
             )
         role.save_network(
             module, config.teacher, "teacher", context.folder, dataset,
-            seed=config.seed, history=history,
+            seed=seed, history=history,
         )  # fmt: skip
         checkpoint.unlink(missing_ok=True)
 

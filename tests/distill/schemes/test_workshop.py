@@ -1,10 +1,13 @@
 """What every distillation does around its training: the doctor, and the store that runs share."""
 
+import re
 import textwrap
 
 from edgekd import api
 from edgekd.distill.workshop import FOLDER, store_identity
 from tests.heard import Heard
+
+MLP = {"model": "zoo:mlp", "args": {"hidden": [48]}}
 
 
 def said(run):
@@ -43,6 +46,28 @@ def test_a_run_warns_of_a_teacher_that_draws_random_numbers(lab, tmp_path):
     (tmp_path / "restless.py").write_text(textwrap.dedent(code))
     run = lab(teacher={"model": f"{tmp_path}/restless.py:net", "args": {}})
     assert "something else of the same samples when it is asked again" in said(run)
+
+
+def test_an_initialisation_is_among_the_gradients(lab):
+    pair = {"tap": ["penultimate", "penultimate"]}
+    text = said(lab(distill={"methods": ["kd", {"fitnet": {**pair, "alone": 1}}]}))
+    assert re.search(r"gradients: fitnet \S+, cross_entropy \S+, kd \S+", text)
+
+
+def test_runs_of_a_given_teacher_share_its_store_whatever_their_seed(lab, tmp_path):
+    lab("taught").distill()
+    weights = str(tmp_path / "runs/taught/teacher/model.safetensors")
+    stores = tmp_path / "runs" / FOLDER
+    of_the_trained = set(stores.iterdir())
+    given = {"teacher": {"weights": weights},
+             "distill": {"scheme": {"ensemble": {"members": [{**MLP, "weights": weights}]}}}}  # fmt: skip
+    for name, seed in (("a", 0), ("b", 5)):
+        run = lab(name, **given)
+        run.config = run.config.model_copy(update={"seed": seed})
+        run.distill()
+    assert len(set(stores.iterdir()) - of_the_trained) == 1
+    first, second = (tmp_path / "runs" / name / "student/model.safetensors" for name in "ab")
+    assert first.read_bytes() != second.read_bytes()
 
 
 def test_the_store_is_named_by_everything_that_its_answers_depend_on(tmp_path):

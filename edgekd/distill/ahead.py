@@ -1,0 +1,107 @@
+"""Stage `distill` once through with untrained networks, on four samples: what does not go together is told
+before hours of training a teacher.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgekd.config.schema import Config, Model, Training, Transfer
+from edgekd.data.transfer import transfer_set
+from edgekd.distill.compute import check_device, check_gradient
+from edgekd.distill.knowledge_store import FOLDER
+from edgekd.distill.method import Knowledge
+from edgekd.distill.objective import Objective, hard_loss
+from edgekd.distill.suggest import suggested
+from edgekd.distill.taps import Tapped
+from edgekd.distill.workshop import numbered, population, seen
+from edgekd.errors import UsageError
+from edgekd.models import role
+from edgekd.models.start import start_from
+from edgekd.pipeline.stages import Context
+from edgekd.teachers.kinds.torch import TorchTeacher
+from edgekd.teachers.teacher import TORCH, kind_of
+
+SAMPLES = 4
+
+
+def rehearse(context: Context) -> None:
+    """Raises UsageError, with its key, for what stage `distill` of this run would stumble over.
+
+    Taps, transfer set, networks of the scheme, devices, the folder of what is known. Writes nothing.
+    """
+    config, dataset, base = context.config, context.dataset, context.base
+    for where, training in _trainings(config):
+        check_device(training.compute, f"{where}.compute.device")
+    if config.distill.knowledge.store:
+        _check_folder(context.run.path.parent / FOLDER)
+    if config.distill.transfer != Transfer():
+        transfer_set(dataset, config.distill.transfer, config.data, config.data.seed, base)
+    scheme = config.distill.scheme.entry
+    for key, network in scheme.networks().items():
+        where = f"distill.scheme.{scheme.name}.{key}"
+        role.build(network, "student", dataset, seed=config.seed, base=base, where=where)
+    scheme.check_data(_student(context), dataset)
+    for teacher, student in scheme.lessons(config):
+        _lesson(context, teacher, student)
+
+
+def _trainings(config: Config) -> Iterator[tuple[str, Training]]:
+    scheme = config.distill.scheme.entry
+    if kind_of(config.teacher.model).kind == TORCH and (
+        scheme.trains_teachers or not config.teacher.weights
+    ):
+        yield "teacher.train", config.teacher.train
+    yield "distill", config.distill
+    if config.quantize is not None and config.quantize.qat is not None:
+        yield "quantize.qat", config.quantize.qat
+
+
+def _check_folder(folder: Path) -> None:
+    """What is not there yet is made beside the runs."""
+    place = folder if folder.exists() else folder.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UsageError(
+            "what teachers say is kept there, and it cannot be written to",
+            where=str(folder),
+            fix="make it writable, or set distill.knowledge.store to false",
+        )
+
+
+def _student(context: Context) -> nn.Module:
+    config = context.config
+    return role.build(
+        config.student, "student", context.dataset, seed=config.seed, base=context.base
+    )
+
+
+def _lesson(context: Context, of_teacher: Model, of_student: Model) -> None:
+    """The first step of a student of this teacher; of one that is no network here, without it."""
+    config, dataset = context.config, context.dataset
+    student = role.build(
+        of_student, "student", dataset, seed=config.seed, base=context.base
+    ).train()  # fmt: skip
+    rows = np.resize(dataset.train, SAMPLES)
+    inputs, indices = dataset.tensor(rows), torch.from_numpy(rows)
+    check_gradient(student(inputs), f"student.model {of_student.model}")
+    distill = config.distill
+    if kind_of(of_teacher.model).kind != TORCH or not distill.methods.entries:
+        return
+    teacher = TorchTeacher(
+        role.build(of_teacher, "teacher", dataset, seed=config.seed, base=context.base)
+    )
+    if of_student is config.student and config.student.start is not None:
+        start_from(student, teacher.module, config.student.start)
+    methods = suggested(dataset)[1] if distill.methods.auto else distill.methods.entries
+    objective = Objective(1.0, methods, hard_loss(dataset))
+    objective.prepare(student, teacher.module, inputs, 0, population(dataset))
+    known = numbered(seen(teacher, objective.teacher_taps), dataset.input)(inputs, indices, 0)
+    with Tapped(student, objective.student_taps) as tapped:
+        answer = Knowledge(*tapped(inputs))
+    objective.try_out(answer, known, torch.from_numpy(dataset.labels)[indices])
