@@ -12,6 +12,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from edgekd.config.schema import Config, Section
+from edgekd.distill.entry import KIND
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 
@@ -226,7 +227,7 @@ def _of_one_kind(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept: dict[int | KeyPath, dict[str, Any]] = {}
     for number, problem in enumerate(problems):
         loc: KeyPath = problem["loc"]
-        kinds = [i for i, key in enumerate(loc) if re.match(r"(list|dict)\[.*\]$", str(key))]
+        kinds = [i for i, key in enumerate(loc) if KIND.match(str(key))]
         if not kinds or problem["type"] == "extra_forbidden":
             kept[number] = problem
             continue
@@ -234,6 +235,9 @@ def _of_one_kind(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
         known = kept.get(place)
         if known is None or len(place) + len(rest) > len(known["loc"]):
             kept[place] = problem | {"loc": (*place, *rest)}
+        elif known["loc"] == place and not rest:
+            other = problem["msg"].removeprefix("Input should be ")
+            kept[place] = known | {"msg": f"{known['msg']}, or {other}"}
     return list(kept.values())
 
 

@@ -285,7 +285,11 @@ class Teacher(Weighted):
             return self
         if self.weights is not None:
             raise ValueError(f"weights are of PyTorch networks; {self.model} has its own")
-        kind.check(self.model, options(kind, self.args))
+        try:
+            found = options(kind, self.args)
+        except ValueError as error:
+            raise _at(("args",), str(error).removeprefix("args: ")) from None
+        kind.check(self.model, found)
         return self
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import reprlib
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -10,6 +12,8 @@ from pydantic_core import PydanticCustomError
 from edgekd.errors import UsageError
 from edgekd.registry import Registry, suggestion
 
+# How pydantic names one of several kinds that a value may be of, in the place of what is wrong.
+KIND = re.compile(r"(list|dict|literal)\[.*\]$|constrained-\w+$|(int|float|bool|str)$")
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -31,7 +35,12 @@ def parse_entry(registry: Registry[type[B]], entry: object, *path: str | int) ->
         text = f"{text[0].lower()}{text[1:]}"
         if first["type"] == "extra_forbidden":
             text = f"unknown key{suggestion(str(first['loc'][-1]), cls.model_fields)}"
-        raise problem(text, *path, str(name), *first["loc"]) from None
+        elif first["type"] == "missing":
+            text = "this key is required"
+        elif first["type"] != "value_error":
+            text += f", not {reprlib.repr(first['input'])}"
+        found = [key for key in first["loc"] if not KIND.match(str(key))]
+        raise problem(text, *path, str(name), *found) from None
 
 
 def problem(text: str, *path: str | int) -> PydanticCustomError:

@@ -165,6 +165,12 @@ def method(name: str, *, needs: set[Kind]) -> Callable[[M], M]:
     return decorate
 
 
+def working(provides: frozenset[Kind]) -> list[str]:
+    """The methods of classification that need nothing more than this knowledge."""
+    known = {name: METHODS.get(name) for name in METHODS.names()}
+    return [name for name, entry in known.items() if entry.needs <= provides and not entry.maps]
+
+
 @dataclass(frozen=True)
 class MethodList:
     """`distill.methods` of the configuration: a list of `name` or `{name: {parameters}}`, or "auto".

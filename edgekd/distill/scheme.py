@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaH
 from pydantic_core import CoreSchema, core_schema
 
 from edgekd.distill.entry import parse_entry
-from edgekd.distill.method import METHODS, Kind
+from edgekd.distill.method import Kind, working
 from edgekd.registry import Registry
 
 if TYPE_CHECKING:
@@ -61,11 +61,10 @@ class Scheme(BaseModel):
         for method in distill.methods.entries:
             missing = method.needs - self.gives
             if missing:
-                fit = [name for name in METHODS.names() if METHODS.get(name).needs <= self.gives]
                 raise ValueError(
                     f"{method.name} needs {' and '.join(sorted(missing))}, and in scheme {self.name} "
                     f"the teacher gives {', '.join(sorted(self.gives))}; methods that work with it: "
-                    f"{', '.join(fit)}"
+                    f"{', '.join(working(self.gives))}"
                 )
 
     def train(self, workshop: Workshop) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from edgekd.distill.method import METHODS, Kind, Method
+from edgekd.distill.method import Kind, Method, working
 from edgekd.errors import UsageError
 from edgekd.registry import Registry, suggestion
 
@@ -170,6 +170,7 @@ def options(cls: type[Teacher], args: dict[str, Any]) -> Any:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))
         text = first["msg"].removeprefix("Value error, ")
+        text = f"{text[0].lower()}{text[1:]}"
         if first["type"] == "extra_forbidden":
             text = f"unknown key{suggestion(str(first['loc'][-1]), cls.Options.model_fields)}"
         raise ValueError(f"args.{key}: {text}" if key else f"args: {text}") from None
@@ -186,11 +187,6 @@ def check_methods(methods: tuple[Method, ...], provides: frozenset[Kind], *, who
                 where="distill.methods",
                 fix=f"methods that work with it: {', '.join(working(provides))}",
             )
-
-
-def working(provides: frozenset[Kind]) -> list[str]:
-    """The methods that need nothing more than this knowledge."""
-    return [name for name in METHODS.names() if METHODS.get(name).needs <= provides]
 
 
 def write_card(context: Context, folder: Path, *, parameters: int | None) -> None:

@@ -219,7 +219,10 @@ def test_a_random_section_is_valid_or_one_edgekd_error(section, value):
         (["depth"], r"c: export\.dynamic\.0: input should be 'batch', .* not 'depth'"),
         ({"x": 3}, r"c: export\.dynamic\.x: input should be a valid list, not 3"),
         ({"x": ["a-b"]}, r"c: export\.dynamic\.x\.0: string should match pattern .*, not 'a-b'"),
-        ("batch", r"c: export\.dynamic: input should be a valid list, not 'batch'"),
+        (
+            "batch",
+            r"c: export\.dynamic: input should be a valid list, or a valid dictionary, not 'batch'",
+        ),
     ],
 )
 def test_of_several_kinds_only_the_one_that_fits_best_is_spoken_of(value, message):
@@ -233,3 +236,35 @@ def test_python_only_values_are_refused_in_arguments():
         validate(
             {"teacher": {"args": {"when": datetime.date(2020, 1, 1)}}}, where="config", lines={}
         )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        (
+            "distill.knowledge.top_k",
+            0,
+            "top_k: input should be greater than or equal to 1, or 'auto'",
+        ),
+        (
+            "export.dynamic",
+            3,
+            "dynamic: input should be a valid list, or a valid dictionary, not 3",
+        ),
+        (
+            "distill.scheme.online.peers",
+            0.5,
+            "online.peers: input should be a valid integer, not 0.5",
+        ),
+        ("distill.scheme.assistant", {}, "assistant.chain: this key is required"),
+    ],
+)
+def test_of_a_value_of_several_kinds_one_problem_is_told(key, value, text):
+    given = value
+    for name in reversed(key.split(".")):
+        given = {name: given}
+    with pytest.raises(UsageError) as caught:
+        validate(given, where="c.yaml", lines={})
+    assert str(caught.value).startswith(
+        f"c.yaml: {key.rpartition('.')[0]}.{text}".replace("..", ".")
+    )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from edgekd.distill.method import METHODS
+from edgekd.distill.method import working
 from edgekd.distill.scheme import ANSWERS, Scheme, scheme
 
 if TYPE_CHECKING:
@@ -35,10 +35,9 @@ class BornAgain(Scheme):
             raise ValueError("generations teach by methods, and methods is empty")
         for method in distill.methods.entries if self.ensemble else ():
             if not method.needs <= ANSWERS:
-                fit = [name for name in METHODS.names() if METHODS.get(name).needs <= ANSWERS]
                 raise ValueError(
                     f"{method.name} needs {' and '.join(sorted(method.needs))}, which an ensemble of "
-                    f"generations has not; methods that work with it: {', '.join(fit)}"
+                    f"generations has not; methods that work with it: {', '.join(working(ANSWERS))}"
                 )
 
     def lessons(self, config: Config) -> list[tuple[Model, Model]]:
