@@ -265,6 +265,6 @@ def test_of_a_value_of_several_kinds_one_problem_is_told(key, value, text):
         given = {name: given}
     with pytest.raises(UsageError) as caught:
         validate(given, where="c.yaml", lines={})
-    assert str(caught.value).startswith(
-        f"c.yaml: {key.rpartition('.')[0]}.{text}".replace("..", ".")
-    )
+    assert str(caught.value).startswith("c.yaml: ")
+    assert text in str(caught.value)
+    assert "\n" not in str(caught.value)
