@@ -43,7 +43,7 @@ def examine(
     config: Training,
     teacher: Accuracy | None,
     inputs: Tensor,
-    known: Knowledge,
+    known: Knowledge | None,
     labels: Tensor,
     *,
     again: Knowledge | None = None,
@@ -52,8 +52,9 @@ def examine(
 ) -> Diagnosis:
     """Look at a distillation that is about to start.
 
-    `teacher` is its accuracy on the validation split, None where it has no answers there; `inputs`,
-    `known` and `labels` are one batch: views, what the teacher says of them, and their classes. `again`
+    `teacher` is its accuracy on samples of the validation split, None where it has no answers there;
+    `inputs`, `known` and `labels` are one batch: views, what the teacher says of them (None where there is
+    none, and networks teach each other or themselves), and their classes. `again`
     is what it says when it is asked about the first of them alone, `stored` what the knowledge store
     says of all of them, None where it says nothing yet, `expected` what it should say where it keeps less
     than `known`.
@@ -64,10 +65,9 @@ def examine(
     ]
     complaints = [
         *(_about_teacher(teacher) if teacher else ()),
-        *_about_answers(known, objective.hard.task.top1),
-        *_about_mode(known, again),
-        *_about_store(expected or known, stored),
-        *(_about_student(student, inputs, known, labels) if labels.ndim == 1 else ()),
+        *(_about_known(student, objective, inputs, known, labels) if known else ()),
+        *(_about_mode(known, again) if known and again else ()),
+        *(_about_store(expected or known, stored) if known and stored else ()),
         *_about_rate(config),
         *(complaint for norms in phases for complaint in _about_gradients(norms, objective)),
     ]
@@ -91,7 +91,7 @@ def gradient_norms(
     student: nn.Module,
     objective: Objective,
     inputs: Tensor,
-    known: Knowledge,
+    known: Knowledge | None,
     labels: Tensor,
     epoch: int | None = None,
 ) -> dict[str, float]:
@@ -123,16 +123,25 @@ def _about_teacher(teacher: Accuracy) -> Iterator[str]:
     if teacher.metric != "accuracy":
         if teacher.interval[0] <= 0.05:
             yield (
-                f"the teacher's {teacher.metric} on the validation split is {teacher.value:.1%}, as of "
-                "one that says the same of every sample: check its weights, data.mean and data.std"
+                f"the teacher's {teacher.metric} on {teacher.total} validation samples is "
+                f"{teacher.value:.1%}, as of one that says the same of every sample: check its weights, "
+                "data.mean and data.std"
             )
         return
     chance = 1 / len(teacher.per_class)
     if teacher.interval[0] <= chance + min(chance / 2, 0.05):
         yield (
-            f"the teacher is right on {teacher.value:.1%} of the validation split, near chance "
-            f"({chance:.1%}): check its weights, data.mean and data.std, and the order of the classes"
+            f"the teacher is right on {teacher.value:.1%} of {teacher.total} validation samples, near "
+            f"chance ({chance:.1%}): check its weights, data.mean and data.std, and the order of the classes"
         )
+
+
+def _about_known(
+    student: nn.Module, objective: Objective, inputs: Tensor, known: Knowledge, labels: Tensor
+) -> Iterator[str]:
+    yield from _about_answers(known, objective.hard.task.top1)
+    if labels.ndim == 1:
+        yield from _about_student(student, inputs, known, labels)
 
 
 def _about_answers(known: Knowledge, classes: bool) -> Iterator[str]:
@@ -142,10 +151,8 @@ def _about_answers(known: Knowledge, classes: bool) -> Iterator[str]:
         yield "the teacher gives the same logits to every class: check its weights"
 
 
-def _about_mode(known: Knowledge, again: Knowledge | None) -> Iterator[str]:
+def _about_mode(known: Knowledge, again: Knowledge) -> Iterator[str]:
     """In evaluation mode an answer depends on the sample alone: no dropout, no batch statistics."""
-    if again is None:
-        return
     first = known.logits[: len(again.logits)].float()
     if (first - again.logits.float()).abs().max() > 0.05 * first.std():
         yield (
@@ -154,9 +161,7 @@ def _about_mode(known: Knowledge, again: Knowledge | None) -> Iterator[str]:
         )
 
 
-def _about_store(expected: Knowledge, stored: Knowledge | None) -> Iterator[str]:
-    if stored is None:
-        return
+def _about_store(expected: Knowledge, stored: Knowledge) -> Iterator[str]:
     logits = expected.logits.float()
     if (logits - stored.logits.float()).norm() > 0.1 * logits.norm():
         yield (
@@ -195,27 +200,27 @@ def _about_rate(config: Training) -> Iterator[str]:
 
 
 def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[str]:
-    largest = max(norms, key=lambda name: norms[name])
     weights = {method.name: method.weight for method in objective.methods}
-    keys = {name: f"{name}.weight" for name in weights} | {objective.hard.name: "alpha"}
-    values = weights | {objective.hard.name: objective.alpha}
     # Beside features, soft targets that count say what the labels say.
     soft = [m.name for m in objective.methods if m.needs == {"logits"} and m.name in norms]
+    # What a scheme adds is small at first and grows with what its networks know.
+    configured = {n: v for n, v in norms.items() if n in weights or n == objective.hard.name}
+    largest = max(configured, key=lambda name: configured[name], default="")
     told = any(norms[largest] <= _OUTWEIGHED * norms[m] for m in soft if m != largest)
     for name, norm in norms.items():
         if not math.isfinite(norm):
             yield f"the gradient of {name} is not finite: lower its weight, or check the data"
         elif norm == 0:
             yield f"{name} gives the student no gradient: it teaches nothing; check its weight and taps"
-        elif norms[largest] > _OUTWEIGHED * norm and (name in weights or not told):
+        elif name not in configured or norms[largest] <= _OUTWEIGHED * norm:
+            continue
+        elif name in weights or not told:
             factor = float(f"{norms[largest] / norm:.1g}")
-            if name not in weights and largest in keys:
-                # Of the labels: alpha is a share. Of a scheme's own terms: they go together.
-                advice = f"try {keys[largest]}: {values[largest] * _BALANCED / factor:.2g}"
-            elif name in keys:
-                advice = f"try {keys[name]}: {values[name] * factor / _BALANCED:.2g}, or lower the other's"
+            if name not in weights:
+                # Of the labels: alpha is a share.
+                advice = f"try {largest}.weight: {weights[largest] * _BALANCED / factor:.2g}"
             else:
-                advice = "both are the scheme's: see the weights in distill.scheme"
+                advice = f"try {name}.weight: {weights[name] * factor / _BALANCED:.2g}, or lower the other's"
             yield (
                 f"{name} is outweighed at the start: its gradient is {factor:g} times smaller than that "
                 f"of {largest}; {advice}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -40,6 +42,8 @@ class OwnTeacher(Objective):
 
     (1 − α)·CE(q_i, y) + α·T²·KL(q_C ‖ q_i) + λ·‖F_i − F_C‖²/C, the deepest C without gradient.
     """
+
+    more: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,9 @@ class Objective:
     Methods that look inside the models need `prepare` first. `trained` holds what the losses have
     to learn themselves (regressors): it is optimised and checkpointed with the student.
     """
+
+    # Whether it has terms beside these, of networks that teach each other or themselves.
+    more: ClassVar[bool] = False
 
     def __init__(
         self,

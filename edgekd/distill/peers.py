@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class Peers(nn.Module):
 
 class Mutual(Objective):
     """Every peer's own objective, and what it learns from the others: Zhang et al. 2018, eqs. 4–7."""
+
+    more: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -58,6 +58,8 @@ from edgekd.teachers.teacher import load as load_teacher
 CHECKPOINT = "checkpoint.pt"
 # The doctor's batch at most: more would tell it the same.
 _EXAMINED = 512
+# Of the validation split, so many samples at most show it whether a teacher knows anything.
+_SCORED = 1024
 
 
 @dataclass(frozen=True)
@@ -227,9 +229,9 @@ class Workshop:
             self._ask_once(teacher.teacher, views)
             self._prepare(module, objective, teacher, views, seed)
             asked = self.ask(teacher, objective, views)
-            if self.config.doctor:
-                stored = asked if isinstance(asked, StoredKnowledge) else None
-                self._examine(module, objective, teacher, views, stored, training)
+        if self.config.doctor and (teacher is not None or objective.more):
+            stored = asked if isinstance(asked, StoredKnowledge) else None
+            self._examine(module, objective, teacher, views, stored, training)
         return train(
             module,
             dataset,
@@ -382,26 +384,29 @@ class Workshop:
         self,
         module: nn.Module,
         objective: Objective,
-        known: Known,
+        known: Known | None,
         views: Views,
         stored: StoredKnowledge | None,
         training: Training,
     ) -> None:
         """What the doctor says of one batch of the first view."""
         dataset = views.dataset
-        answered = known.teacher.known(dataset.train)
+        rows = dataset.train if known is None else known.teacher.known(dataset.train)
         # Those with a label first: a batch of others shows nothing of the hard-label term.
-        answered = answered[np.argsort(dataset.strata[answered] < 0, kind="stable")]
-        rows = np.resize(answered, min(self.config.batch_size, len(answered), _EXAMINED))
+        rows = rows[np.argsort(dataset.strata[rows] < 0, kind="stable")]
+        rows = np.resize(rows, min(training.batch_size, len(rows), _EXAMINED))
         batch = torch.from_numpy(rows)
         # Not through the store: it must hold what training batches give, and nothing else.
         inputs = views.batch(batch, 0)
-        ask = numbered(seen(known.teacher, objective.teacher_taps), dataset.input)
-        answers = ask(inputs, batch, 0)
-        half = len(batch) // 2
-        again = ask(inputs[:half], batch[:half], 0) if known.teacher.sees_views else None
-        kept = expected = None
-        if stored is not None:
+        answers = again = kept = expected = accuracy = None
+        if known is not None:
+            ask = numbered(seen(known.teacher, objective.teacher_taps), dataset.input)
+            answers = ask(inputs, batch, 0)
+            half = len(batch) // 2
+            if known.teacher.sees_views:
+                again = ask(inputs[:half], batch[:half], 0)
+            accuracy = self.accuracy(known, dataset, _some(dataset.validation))
+        if stored is not None and answers is not None:
             kept = stored.known(rows, 0)
             expected = None if kept is None else stored.rounded(answers)
         labels = torch.from_numpy(dataset.labels)[batch]
@@ -409,7 +414,7 @@ class Workshop:
             module,
             objective,
             training,
-            self.accuracy(known, dataset, dataset.validation),
+            accuracy,
             inputs,
             answers,
             labels,
@@ -513,6 +518,11 @@ def numbered(ask: TeacherKnowledge, spec: InputSpec) -> TeacherKnowledge:
         return replace(ask(inputs, indices, view), indices=indices, mask=mask)
 
     return numbered
+
+
+def _some(rows: np.ndarray) -> np.ndarray:
+    """Evenly chosen, at most as many as the doctor scores."""
+    return rows[:: -(-len(rows) // _SCORED)]
 
 
 def population(dataset: Dataset) -> Tensor:

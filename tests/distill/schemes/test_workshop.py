@@ -3,6 +3,8 @@
 import re
 import textwrap
 
+import pytest
+
 from edgekd import api
 from edgekd.distill.workshop import FOLDER, store_identity
 from tests.heard import Heard
@@ -46,6 +48,23 @@ def test_a_run_warns_of_a_teacher_that_draws_random_numbers(lab, tmp_path):
     (tmp_path / "restless.py").write_text(textwrap.dedent(code))
     run = lab(teacher={"model": f"{tmp_path}/restless.py:net", "args": {}})
     assert "something else of the same samples when it is asked again" in said(run)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "terms"),
+    [
+        ("online", "peer 1 cross_entropy, peer 1 mutual, peer 2 cross_entropy, peer 2 mutual"),
+        ("byot", "cross_entropy, exits cross_entropy, exits kd, exits hint"),
+    ],
+)
+def test_networks_that_teach_each_other_or_themselves_are_looked_at_too(lab, scheme, terms):
+    student = {"model": "zoo:dscnn", "args": {"width": 8, "depth": 3}}
+    text = said(lab(student=student, distill={"scheme": scheme, "epochs": 1, "learning_rate": 3.0}))
+    (line,) = re.findall("gradients: (.*)", text)
+    assert re.sub(r" [\d.e+-]+(,|$)", r"\1", line) == terms
+    assert re.findall("warning: .*", text) == [
+        "warning: learning_rate 3 is high for sgd: 0.1 is a usual one"
+    ]
 
 
 def test_an_initialisation_is_among_the_gradients(lab):
