@@ -133,17 +133,27 @@ class Epoch(Record):
 
 
 class Computing(Record):
-    """How training steps were computed; `milliseconds` of a step by candidate, where it was measured."""
+    """How training steps were computed; `milliseconds` of a step by candidate, where it was measured.
+
+    `threads` where their number was chosen by measuring.
+    """
 
     device: str = "cpu"
     precision: str = "f32"
     channels_last: bool = False
     compile: bool = False
+    threads: int | None = None
     milliseconds: dict[str, float] = {}
 
     def __str__(self) -> str:
-        layout = ["channels-last"] if self.channels_last else []
-        return ", ".join([self.device, self.precision, *layout, *["compiled"][: self.compile]])
+        words = [self.device, self.precision]
+        if self.channels_last:
+            words.append("channels-last")
+        if self.compile:
+            words.append("compiled")
+        if self.threads is not None:
+            words.append("1 thread" if self.threads == 1 else f"{self.threads} threads")
+        return ", ".join(words)
 
 
 class History(Record):

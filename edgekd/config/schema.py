@@ -235,7 +235,12 @@ class Training(Section):
         description="Keep the latest epoch within one standard error of the best accuracy on the "
         "validation split (Breiman 1984, §3.4.3: a lucky early epoch is not picked), or the last.",
     )
-    threads: int | None = Field(None, ge=1, description="CPU threads; null: PyTorch decides.")
+    threads: int | None = Field(
+        None,
+        ge=1,
+        description="CPU threads; null: as many as PyTorch takes (OMP_NUM_THREADS), or fewer where a "
+        "measurement shows that these are faster.",
+    )
     compute: Compute = Field(default_factory=Compute)
     checkpoint_every: NonNegative = Field(
         10.0, description="Seconds between checkpoints; 0: after every step."

@@ -1,4 +1,4 @@
-"""How a training step is computed: device, precision, memory layout, compiled; chosen by measuring."""
+"""How a training step is computed: device, precision, layout, compiled, threads; chosen by measuring."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from statistics import median
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ Run = Callable[[Tensor], tuple[Tensor, dict[str, Tensor]]]
 WORTH_MEASURING = 120.0  # seconds
 ROUNDS = 3
 # What a change must win: less is noise, and noise should not decide what a training computes.
-LAYOUT_GAIN, PRECISION_GAIN = 1.05, 1.2
+LAYOUT_GAIN, PRECISION_GAIN, THREADS_GAIN = 1.05, 1.2, 1.1
 # Rounding may move a gradient by this share of what another batch would, or less.
 ROUNDING = 0.5
 SAME_ANSWERS = 1e-3  # nats
@@ -67,13 +67,21 @@ def compiled(function: Run, progress: Progress) -> Run:
 
 
 def choose(
-    compute: Compute, model: nn.Module, inputs: Tensor, labels: Tensor, steps: int
+    compute: Compute,
+    model: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    steps: int,
+    *,
+    threads: bool = False,
 ) -> Computing:
     """The fastest way to train `model` for `steps` steps of batches like `inputs` (n, …).
 
     What the configuration fixes is not measured. `auto` measures copies (forward, cross-entropy,
-    backward) in turns, after the plain way has shown that the training is long enough to care;
-    nothing that training depends on is touched. Raises UsageError for a device that is not there.
+    backward) in turns, after the plain way has shown that the training is long enough to care; with
+    `threads` also whether fewer of them than PyTorch takes are faster, as where a container may use less
+    than the machine has. Nothing that training depends on is touched. Raises UsageError for a device
+    that is not there.
     """
     check_device(compute, "compute.device")
     device = "cuda" if torch.cuda.is_available() and compute.device != "cpu" else "cpu"
@@ -91,9 +99,11 @@ def choose(
         for layout in (layouts if images else layouts[:1])
         for precision in precisions
     ]
-    if len(candidates) == 1:
+    threads = threads and device == "cpu" and torch.get_num_threads() > 1
+    if len(candidates) == 1 and not threads:
         return plain
-    return _fastest(plain, candidates, model, inputs.to(device), labels.to(device), steps)
+    given = inputs.to(device), labels.to(device)
+    return _fastest(plain, candidates, model, *given, steps, threads)
 
 
 def _fastest(
@@ -103,6 +113,7 @@ def _fastest(
     inputs: Tensor,
     labels: Tensor,
     steps: int,
+    threads: bool,
 ) -> Computing:
     cuda = [torch.device(plain.device)] if plain.device != "cpu" else []
     with torch.random.fork_rng(devices=cuda):
@@ -116,13 +127,45 @@ def _fastest(
             with contextlib.suppress(RuntimeError):  # an operator that does not know bf16
                 trial.step()
                 trials.append(trial)
-        for _ in range(ROUNDS):
+        for _ in range(ROUNDS if candidates[1:] else 0):
             for trial in trials:
                 trial.times.append(trial.step())
-        return _best(trials)
+        best = _best(trials) if candidates[1:] else first
+        milliseconds = {
+            _key(trial.how): round(1000 * median(trial.times), 2) for trial in trials if trial.times
+        }
+        changes: dict[str, Any] = {}
+        if threads:
+            changes["threads"], times = _threads(best)
+            milliseconds |= times
+        return best.how.model_copy(update={**changes, "milliseconds": milliseconds})
 
 
-def _best(trials: list[_Trial]) -> Computing:
+def _threads(trial: _Trial) -> tuple[int, dict[str, float]]:
+    """How many are fastest, halved as long as that wins; and the milliseconds of a step with each."""
+    most = count = torch.get_num_threads()
+    milliseconds: dict[str, float] = {}
+    try:
+        while count > 1:
+            times: dict[int, list[float]] = {count: [], count // 2: []}
+            for _ in range(ROUNDS):
+                for number, found in times.items():
+                    torch.set_num_threads(number)
+                    trial.step()
+                    found.append(trial.wall)
+            milliseconds |= {
+                f"{number} thread{'s' * (number > 1)}": round(1000 * median(found), 2)
+                for number, found in times.items()
+            }
+            if median(times[count // 2]) * THREADS_GAIN > median(times[count]):
+                break
+            count //= 2
+    finally:
+        torch.set_num_threads(most)
+    return count, milliseconds
+
+
+def _best(trials: list[_Trial]) -> _Trial:
     """The fastest; but the first, which is exact, unless another wins clearly."""
     times = {_key(trial.how): median(trial.times) for trial in trials}
     reference, best = trials[0], trials[0]
@@ -133,8 +176,7 @@ def _best(trials: list[_Trial]) -> Computing:
         else:
             better = gain >= PRECISION_GAIN and trial.agrees(reference)
         best = trial if better else best
-    milliseconds = {key: round(1000 * seconds, 2) for key, seconds in times.items()}
-    return best.how.model_copy(update={"milliseconds": milliseconds})
+    return best
 
 
 def _key(how: Computing) -> str:
@@ -145,7 +187,7 @@ class _Trial:
     """One way to compute a step, tried on a copy of the model."""
 
     def __init__(self, how: Computing, model: nn.Module, inputs: Tensor, labels: Tensor) -> None:
-        self.how, self.labels, self.times = how, labels, list[float]()
+        self.how, self.labels, self.times, self.wall = how, labels, list[float](), 0.0
         self.model = copy.deepcopy(model).train()
         place(self.model, how)
         self.inputs = laid_out(inputs, how)
@@ -161,8 +203,10 @@ class _Trial:
         loss.backward()  # type: ignore[no-untyped-call]
         if self.how.device != "cpu":
             torch.cuda.synchronize()
-            return time.perf_counter() - started
-        return min(time.perf_counter() - started, time.process_time() - used)
+        self.wall = time.perf_counter() - started
+        if self.how.device != "cpu":
+            return self.wall
+        return min(self.wall, time.process_time() - used)
 
     def gradient(self, rows: slice = slice(None)) -> Tensor:
         """Of the rows of the batch, as one vector in float64."""

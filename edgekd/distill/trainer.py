@@ -86,6 +86,8 @@ def train(
     with kept_memory(), _threads(config.threads), _stop_signals() as stop:
         found = parallel.told(_read(checkpoint) if parallel.rank() == 0 else None)
         computing = _computing(found, model, dataset, views, config, seed, total, progress)
+        if computing.threads is not None and config.threads is None:
+            torch.set_num_threads(computing.threads)
         views = views.on(computing.device)
         # What the losses have to learn themselves is trained beside the student.
         everything = nn.ModuleDict({"student": model, "losses": objective.trained})
@@ -320,7 +322,8 @@ def _computing(
     if parallel.rank() == 0:
         batch = parallel.share(_order(dataset.train, seed, 0)[: config.batch_size])
         inputs, labels = views.batch(batch, 0), views.labels(batch, 0)
-        chosen = choose(config.compute, model, inputs, labels, steps)
+        threads = config.threads is None and parallel.count() == 1
+        chosen = choose(config.compute, model, inputs, labels, steps, threads=threads)
         if chosen.milliseconds:
             times = ", ".join(f"{how} {ms:.0f}" for how, ms in chosen.milliseconds.items())
             progress.say(f"  computed on {chosen} (ms per step: {times})")

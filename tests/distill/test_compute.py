@@ -20,6 +20,9 @@ X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 5, (32,), generator=torch.Generator().manual_seed(1))
 
 
+FIXED = Compute(device="cpu", precision="f32", channels_last=False, compile=False)
+
+
 def network():
     torch.manual_seed(0)
     return nn.Sequential(
@@ -28,12 +31,16 @@ def network():
     )  # fmt: skip
 
 
-def clocked(monkeypatch, milliseconds):
-    """Steps take the given times; they are computed all the same."""
+def clocked(monkeypatch, milliseconds, threads=None):
+    """Steps take the given times. They are computed all the same, but where threads are told apart, of
+    which there may be more than cores.
+    """
 
     class Trial(compute._Trial):
         def step(self):
-            super().step()
+            if threads is None:
+                super().step()
+            self.wall = (threads or {}).get(torch.get_num_threads(), 0) / 1000
             return milliseconds[self.how.precision, self.how.channels_last] / 1000
 
     monkeypatch.setattr(compute, "_Trial", Trial)
@@ -57,6 +64,82 @@ def test_a_long_one_takes_what_is_clearly_faster_and_reports_what_it_measured(mo
         "f32": 400.0, "bf16": 300.0, "f32 channels-last": 200.0, "bf16 channels-last": 100.0,
     }  # fmt: skip
     assert str(found) == "cpu, bf16, channels-last"
+
+
+@pytest.fixture
+def threads():
+    """Sets their number, and what it was afterwards."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("times", "best", "tried"),
+    [
+        ({8: 100, 4: 60, 2: 50, 1: 90}, 2, {8, 4, 2, 1}),  # where a container may use two of eight
+        ({8: 100, 4: 95, 2: 10}, 8, {8, 4}),  # hardly faster: there it ends
+        ({8: 100, 4: 60, 2: 40, 1: 20}, 1, {8, 4, 2, 1}),
+    ],
+)
+def test_threads_are_halved_as_long_as_that_is_clearly_faster(threads, times, best, tried):
+    class Trial:
+        def step(self):
+            self.wall = times[torch.get_num_threads()] / 1000
+
+    threads(8)
+    found, milliseconds = compute._threads(Trial())
+    assert found == best
+    assert milliseconds == {f"{n} thread{'s' if n > 1 else ''}": times[n] for n in tried}
+    assert torch.get_num_threads() == 8
+
+
+def test_threads_are_measured_where_they_may_be_and_it_pays(monkeypatch, threads):
+    threads(2)
+    clocked(monkeypatch, TIMES, {2: 100, 1: 50})
+    found = choose(FIXED, network(), X, Y, steps=10**6, threads=True)
+    assert (found.threads, str(found)) == (1, "cpu, f32, 1 thread")
+    assert choose(FIXED, network(), X, Y, steps=10, threads=True) == Computing()
+    assert choose(FIXED, network(), X, Y, steps=10**6).threads is None
+    both = choose(Compute(device="cpu"), network(), X, Y, steps=10**6, threads=True)
+    assert (both.precision, both.channels_last, both.threads) == ("bf16", True, 1)
+    assert set(both.milliseconds) > {"bf16", "f32 channels-last", "2 threads", "1 thread"}
+
+
+def test_a_training_takes_the_threads_that_were_chosen_also_when_it_goes_on(
+    monkeypatch, threads, tmp_path
+):
+    threads(2)
+    clocked(monkeypatch, TIMES, {2: 100, 1: 50})
+    monkeypatch.setattr(compute, "WORTH_MEASURING", 1e-6)
+    used = []
+
+    class Watch(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(64, 10)
+
+        def forward(self, x):
+            used.append(torch.get_num_threads())
+            return self.fc(x.flatten(1))
+
+    digits = load(Data(limit=100), 0, tmp_path)
+
+    def run(until, threads=None):
+        used.clear()
+        config = Training(epochs=2, threads=threads, compute=FIXED)
+        history = train(
+            Watch(), digits, Views(digits, Augment(), 0), Objective(), config, seed=0,
+            checkpoint=tmp_path / "checkpoint.pt", progress=Silent(), name="student", until=until,
+        )  # fmt: skip
+        assert torch.get_num_threads() == 2
+        return history.computing.threads, used[-1]
+
+    assert run(1) == (1, 1)
+    monkeypatch.setattr(compute, "_threads", None)  # nothing is measured again
+    assert run(2) == (1, 1)
+    (tmp_path / "checkpoint.pt").unlink()
+    assert run(1, threads=2) == (None, 2)
 
 
 def test_what_is_hardly_faster_is_not_taken(monkeypatch):
