@@ -39,15 +39,14 @@ def rehearse(context: Context) -> None:
     config, dataset, base = context.config, context.dataset, context.base
     for where, training in _trainings(config):
         check_device(training.compute, f"{where}.compute.device")
-    if config.distill.knowledge.store:
+    if config.distill.knowledge.store and config.distill.methods.entries:
         _check_folder(context.run.path.parent / FOLDER)
     if config.distill.transfer != Transfer():
         transfer_set(dataset, config.distill.transfer, config.data, config.data.seed, base)
     scheme = config.distill.scheme.entry
     for key, network in scheme.networks().items():
-        where = f"distill.scheme.{scheme.name}.{key}"
-        role.build(network, "student", dataset, seed=config.seed, base=base, where=where)
-    scheme.check_data(_student(context), dataset)
+        _network(context, network, f"distill.scheme.{scheme.name}.{key}")
+    scheme.check_data(_network(context, config.student), dataset)
     for teacher, student in scheme.lessons(config):
         _lesson(context, teacher, student)
 
@@ -74,28 +73,29 @@ def _check_folder(folder: Path) -> None:
         )
 
 
-def _student(context: Context) -> nn.Module:
+def _network(context: Context, model: Model, where: str | None = None) -> nn.Module:
+    """Untrained."""
     config = context.config
+    where = where or ("teacher" if model is config.teacher else "student")
     return role.build(
-        config.student, "student", context.dataset, seed=config.seed, base=context.base
+        model, "student", context.dataset, seed=config.seed, base=context.base, where=where
     )
 
 
 def _lesson(context: Context, of_teacher: Model, of_student: Model) -> None:
     """The first step of a student of this teacher; of one that is no network here, without it."""
     config, dataset = context.config, context.dataset
-    student = role.build(
-        of_student, "student", dataset, seed=config.seed, base=context.base
-    ).train()  # fmt: skip
+    student = _network(context, of_student).train()
     rows = np.resize(dataset.train, SAMPLES)
     inputs, indices = dataset.tensor(rows), torch.from_numpy(rows)
-    check_gradient(student(inputs), f"student.model {of_student.model}")
     distill = config.distill
+    where = (
+        "student" if of_student is config.student else f"distill.scheme.{distill.scheme.entry.name}"
+    )
+    check_gradient(student(inputs), f"{where} {of_student.model}")
     if kind_of(of_teacher.model).kind != TORCH or not distill.methods.entries:
         return
-    teacher = TorchTeacher(
-        role.build(of_teacher, "teacher", dataset, seed=config.seed, base=context.base)
-    )
+    teacher = TorchTeacher(_network(context, of_teacher))
     if of_student is config.student and config.student.start is not None:
         start_from(student, teacher.module, config.student.start)
     methods = suggested(dataset)[1] if distill.methods.auto else distill.methods.entries
