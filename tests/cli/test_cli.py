@@ -104,6 +104,14 @@ def test_completion_completes_commands():
     assert "completion" in result.stdout
 
 
+def test_without_the_doctor_nothing_is_looked_at_before_distilling(config, tmp_path, capsys):
+    brief = ("distill", config, "--set", "data.limit=300", "--out", tmp_path / "r")
+    assert in_process(*brief, "--no-doctor") == 0
+    assert "gradients: " not in capsys.readouterr().err
+    assert in_process(*brief, "--force") == 0
+    assert "gradients: " in capsys.readouterr().err
+
+
 def test_compress_end_to_end_then_again_with_nothing_to_do(config, tmp_path):
     first = edgekd("compress", config, "--out", tmp_path / "r")
     assert first.returncode == 0, first.stderr

@@ -5,6 +5,8 @@ import torch
 
 from edgekd import api
 from edgekd.config.schema import Start
+from edgekd.data.resolve import load
+from edgekd.distill.methods import tinybert
 from edgekd.errors import UsageError
 from edgekd.models.huggingface import Classifier, read
 from edgekd.models.start import start_from
@@ -88,6 +90,29 @@ def test_shared_embeddings_are_not_trained(bert, config, tmp_path):
     teacher = role.load(run, "teacher", tmp_path).model.bert.embeddings
     assert torch.equal(own.tokens.weight, teacher.word_embeddings.weight)
     assert not torch.equal(own.positions.weight, teacher.position_embeddings.weight[:24])
+
+
+def test_layers_are_compared_at_every_token_that_is_no_padding_and_at_no_other(
+    config, tmp_path, monkeypatch
+):
+    compared, compare = [], tinybert.masked_mse
+
+    def look(s, t, mask):
+        compared.append(mask)
+        return compare(s, t, mask)
+
+    monkeypatch.setattr(tinybert, "masked_mse", look)
+    sections = config(distill={"epochs": 1, "threads": 1, "methods": ["tinybert"], "doctor": False})
+    run = api.distill(sections, out=tmp_path / "run")
+    resolved, base = api.resolve(run.path)
+    data = load(resolved.data, resolved.data.seed, base)
+    lengths = (data.inputs[data.train] != data.input.tokens.padding).sum(1)
+    assert lengths.min() < lengths.max() <= TOKENS
+    # The embeddings, two blocks, and the pairs of tokens of two blocks' scores.
+    hidden, scores = ([m for m in compared if m is not None and m.ndim == ndim] for ndim in (3, 4))
+    assert len(hidden) + len(scores) == len(compared)
+    assert sum(int(m.sum()) for m in hidden) == 3 * lengths.sum()
+    assert sum(int(m.sum()) for m in scores) == 2 * (lengths**2).sum()
 
 
 def test_what_does_not_fit_is_refused_with_what_would(teacher):

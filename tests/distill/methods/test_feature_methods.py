@@ -18,6 +18,8 @@ FEATURE_METHODS = [name for name in METHODS.names() if issubclass(METHODS.get(na
 REGRESSED = {"fitnet", "vid", "ab", "ft", "fsp", "crd", "reviewkd", "tinybert"}
 N = 5
 POPULATION = torch.arange(2 * N) % 3  # classes of twice as many samples as are in the batch
+# The same with samples that have no place in training.
+PARTLY = POPULATION.where(torch.tensor([1, 1, 1, 1, 1, 0, 1, 1, 0, 1], dtype=torch.bool), -1)
 
 
 def maps(channels, size, seed):
@@ -33,11 +35,11 @@ def knowledge(*features):
     return Knowledge(torch.zeros(N, 3), {str(i): f for i, f in enumerate(features)})
 
 
-def loss_of(name, student, teacher, **parameters):
+def loss_of(name, student, teacher, population=POPULATION, **parameters):
     """The method built for and applied to lists of paired features."""
     method = METHODS.get(name)(taps=[(str(i), str(i)) for i in range(len(student))], **parameters)
     s = knowledge(*student)
-    t = replace(knowledge(*teacher), indices=torch.arange(N), population=POPULATION)
+    t = replace(knowledge(*teacher), indices=torch.arange(N), population=population)
     loss = method.build(s, t)
     if isinstance(loss, nn.Module):
         loss.double()
@@ -389,9 +391,10 @@ def ask_crd(built, student, teacher, indices):
     return built(knowledge(student), t, POPULATION[indices])
 
 
-def test_crd_equals_a_loop():
+@pytest.mark.parametrize(("population", "count"), [(POPULATION, 10), (PARTLY, 8)])
+def test_crd_equals_a_loop(population, count):
     s, t = vectors(4, 1), vectors(6, 2)
-    built = crd(s, t)
+    built = crd(s, t, population=population)
     memory_s, memory_t, z = built.memory_s.clone(), built.memory_t.clone(), built.z.clone()
     assert (z > 0).all()  # set by the first batch
     indices = torch.tensor([9, 0, 4, 2, 7])
@@ -404,7 +407,7 @@ def test_crd_equals_a_loop():
         (unit(built.embed_s(s)), memory_t, z[0].item()),
         (unit(built.embed_t(t)), memory_s, z[1].item()),
     ]
-    expected, noise = 0.0, 7 / 10
+    expected, noise = 0.0, 7 / count
     for own, memory, density in sides:
         for i in range(N):
             e = [
@@ -423,13 +426,14 @@ def test_crd_equals_a_loop():
         assert torch.equal(memory[rest], before[rest])
 
 
-def test_crds_constant_is_n_times_the_mean_of_the_first_scores():
-    built = crd(vectors(4, 1), vectors(6, 2))
+@pytest.mark.parametrize(("population", "count"), [(POPULATION, 10), (PARTLY, 8)])
+def test_crds_constant_is_n_times_the_mean_of_the_first_scores(population, count):
+    built = crd(vectors(4, 1), vectors(6, 2), population=population)
     built.z.fill_(-1)
     scores = torch.rand(5, 8, generator=torch.Generator().manual_seed(0)) + 1
     total = sum(scores.flatten().tolist())
-    assert built.density(1, scores).item() == pytest.approx(10 * total / 40, rel=1e-6)
-    assert built.density(1, 2 * scores).item() == pytest.approx(10 * total / 40, rel=1e-6)
+    assert built.density(1, scores).item() == pytest.approx(count * total / 40, rel=1e-6)
+    assert built.density(1, 2 * scores).item() == pytest.approx(count * total / 40, rel=1e-6)
     assert METHODS.get("crd")().negatives == 16384
 
 

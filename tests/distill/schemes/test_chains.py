@@ -10,7 +10,8 @@ from edgekd.config.schema import Config
 from edgekd.distill.method import Knowledge
 from edgekd.teachers.ensemble import Ensemble, mean_logits
 from edgekd.teachers.teacher import Teacher
-from tests.distill.schemes.conftest import StopAfter, refused, same
+from tests.distill.schemes.conftest import TINY, StopAfter, refused, same
+from tests.heard import Heard
 
 
 def asks(*networks, combine=lambda answers: answers[0]):
@@ -83,16 +84,17 @@ class TestMean:
         assert Ensemble([Teacher(), Teacher()]).sees_views
 
 
-def test_the_ensembles_student_learns_from_the_mean_of_teacher_and_members(lab, tmp_path):
-    run = lab(distill={"scheme": {"ensemble": {"members": [{"model": "zoo:mlp"}, "zoo:resnet8"]}}})
-    run.distill()
+@pytest.mark.parametrize(("given", "T"), [({}, 4), ({"temperature": 1.0}, 1)])
+def test_the_ensembles_student_learns_from_the_mean_of_teacher_and_members(lab, tmp_path, given, T):
+    members = [{"model": "zoo:mlp"}, "zoo:resnet8"]
+    run = lab(distill={"scheme": {"ensemble": {"members": members, **given}}}).distill()
     members = [run.network("teacher"), *(run.network(f"student/members/{k}") for k in (1, 2))]
     assert type(members[2]) is not type(members[1])
 
-    def mean_at_four(answers):
-        return 4 * torch.stack([(z / 4).softmax(1) for z in answers]).mean(0).log()
+    def mean_at_temperature(answers):
+        return T * torch.stack([(z / T).softmax(1) for z in answers]).mean(0).log()
 
-    teacher = asks(*members, combine=mean_at_four)
+    teacher = asks(*members, combine=mean_at_temperature)
     expected = run.by_hand(tmp_path, teacher)
     for a, b in zip(expected.parameters(), run.network().parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
@@ -209,6 +211,29 @@ def test_killed_anywhere_it_goes_on_to_the_same_student_and_trains_nothing_twice
         cut.distill()
         assert same(cut.network(), whole.network())
         assert finished <= {p.stat().st_mtime_ns for p in cut.path.rglob("model.safetensors")}
+
+
+@pytest.mark.parametrize("steps", [15, 35])
+def test_an_ensemble_killed_in_a_member_or_in_the_student_goes_on_to_the_same_weights(lab, steps):
+    """30 steps each of the teacher and of its member, then 15 of the student."""
+    scheme = {"ensemble": {"members": 1}}
+    whole = lab("whole", distill={"scheme": scheme}).distill()
+    # In a folder of its own, where no neighbour's student can be borrowed.
+    teacher = {"train": {**TINY["teacher"]["train"], "checkpoint_every": 0.0}}
+    cut = lab("far/cut", teacher=teacher, distill={"scheme": scheme, "checkpoint_every": 0.0})
+    with pytest.raises(RuntimeError, match="power cut"):
+        cut.distill(StopAfter(30 + steps))
+    (checkpoint,) = cut.path.rglob("checkpoint.pt")
+    assert (checkpoint.parent.parent.name == "members") == (steps < 30)
+    finished = {p.stat().st_mtime_ns for p in cut.path.rglob("members/1/model.safetensors")}
+    assert len(finished) == (steps > 30)
+    resumed = Heard()
+    cut.distill(resumed)
+    assert sum("going on from epoch" in line for line in resumed.lines) == 1
+    for folder in ("student", "student/members/1"):
+        assert same(cut.network(folder), whole.network(folder))
+    member = (cut.path / "student/members/1/model.safetensors").stat().st_mtime_ns
+    assert finished <= {member}
 
 
 class TestConfiguration:

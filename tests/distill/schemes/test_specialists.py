@@ -166,6 +166,15 @@ def test_a_specialist_starts_as_the_generalist_and_learns_its_classes(lab):
         assert set(first.losses) == {"cross_entropy", "kd"}
 
 
+def test_a_specialist_of_a_small_rate_stays_near_the_generalist(lab):
+    scheme = {"specialists": {"count": 1, "classes": 3, "epochs": 1, "rate": 1e-6}}
+    run = lab(distill={"scheme": scheme}).distill()
+    generalist, own = run.network("teacher"), run.network("student/specialists/1")
+    assert not same(own, generalist)
+    for a, b in zip(generalist.parameters(), own.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
 def test_the_student_learns_from_what_they_say_together(lab, tmp_path):
     run = lab(distill={"scheme": SPECIALISTS}).distill()
     dataset, experts = run.dataset, []

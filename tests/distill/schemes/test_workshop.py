@@ -3,9 +3,11 @@
 import re
 import textwrap
 
+import numpy as np
 import pytest
 
 from edgekd import api
+from edgekd.distill.knowledge_files import stores
 from edgekd.distill.workshop import FOLDER, store_identity
 from tests.heard import Heard
 
@@ -109,11 +111,46 @@ def test_the_store_is_named_by_everything_that_its_answers_depend_on(tmp_path):
     assert len({repr(other) for other in others}) == len(others)
 
 
-def test_mixtures_of_another_training_set_are_another_store(lab, tmp_path):
-    mixed = {"limit": 300, "augment": {"mixup": 0.5}}
-    folders = []
-    for name, transfer in (("whole", {}), ("again", {}), ("half", {"share": 0.5})):
-        lab(name, data=mixed, distill={"transfer": transfer}).distill()
-        folders.append({path.name for path in (tmp_path / "runs" / FOLDER).iterdir()})
-    assert folders[0] == folders[1]
-    assert len(folders[2]) == len(folders[1]) + 1
+def test_a_run_warns_of_a_store_that_says_something_else_and_not_of_one_that_keeps_a_part(
+    lab, tmp_path
+):
+    """Of ten logits three are kept: what the store gives is not what the teacher says, and is right."""
+
+    def warned(width):
+        run = lab(str(width), student=of_width(width), distill={"knowledge": {"top_k": 3}})
+        return "the knowledge store says something else" in said(run)
+
+    assert [warned(12), warned(13)] == [False, False]
+    (stored,) = stores(tmp_path / "runs")
+    store = stored.open()
+    rows = np.flatnonzero(store.known(np.arange(store.samples), 0))
+    wrong = store.read(rows, 0).roll(1, 0)
+    store.close()
+    for shard in stored.folder.glob("*.bin"):
+        shard.unlink()
+    stored.open().keep(rows, 0, wrong)
+    assert warned(14)
+
+
+def of_width(width):
+    return {"model": "zoo:mlp", "args": {"hidden": [width]}}
+
+
+@pytest.mark.parametrize(
+    ("augment", "counts"), [({"mixup": 0.5}, [1, 1, 2, 2, 3]), ({"crop": 1}, [1, 1, 1, 1, 1])]
+)
+def test_answers_to_mixtures_are_shared_where_the_partners_are_the_same(
+    lab, tmp_path, augment, counts
+):
+    """Another transfer set has other partners in every mixture; without one its samples are the same."""
+    found = []
+    # Other students: the same one would be taken from its neighbour and ask nothing.
+    for width, share in ((12, 1.0), (13, 1.0), (12, 0.5), (13, 0.5), (12, 0.4)):
+        lab(
+            f"{width}-{share}",
+            data={"limit": 300, "augment": augment},
+            student=of_width(width),
+            distill={"transfer": {"share": share}},
+        ).distill()
+        found.append(len(list((tmp_path / "runs" / FOLDER).iterdir())))
+    assert found == counts
