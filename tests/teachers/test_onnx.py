@@ -122,6 +122,13 @@ def test_probabilities_that_no_softmax_made_are_asked_about(edited, tmp_path):
     teacher_of(path, tmp_path / "b", gives="probabilities")
 
 
+def test_logits_that_are_called_probabilities_are_refused(taught, tmp_path):
+    with pytest.raises(
+        UsageError, match=r"(?s)8 of 8 answers of its output 'logits'.*gives: logits"
+    ):
+        teacher_of(taught.file, tmp_path / "run", gives="probabilities")
+
+
 def test_another_order_of_classes_is_told_by_their_names(taught, digits, edited, tmp_path):
     order = np.random.default_rng(0).permutation(10)
 

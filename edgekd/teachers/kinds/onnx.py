@@ -118,6 +118,8 @@ class OnnxTeacher(Teacher):
                 where=where,
                 fix="say which with teacher.args: {gives: probabilities} or {gives: logits}",
             )
+        if gives == "probabilities":
+            _check_probabilities(np.exp(answers), output.name, where)
 
     @classmethod
     def load(cls, folder: Path, base: Path, dataset: Dataset) -> OnnxTeacher:
@@ -396,6 +398,22 @@ def _are_probabilities(answers: np.ndarray) -> bool:
 
     in_range = bool((answers >= 0).all() and (answers <= 1).all())
     return in_range and bool(np.allclose(answers.sum(axis=1), 1, atol=1e-3))
+
+
+def _check_probabilities(p: np.ndarray, name: str, where: str) -> None:
+    """Raises UsageError for rows that do not sum to 1: what is negative was made 1e-7 by then."""
+    import numpy as np
+
+    sums = p.sum(axis=1)
+    off = np.abs(sums - 1) > 0.02
+    if off.any():
+        raise UsageError(
+            f"{int(off.sum())} of {len(p)} answers of its output {name!r} are no probabilities: they "
+            f"should be 0 or more with the sum 1, and what is positive in one sums to {sums[off][0]:.4g}",
+            where=where,
+            fix="set teacher.args: {gives: logits} if they are logits, or {output: NAME} for the output "
+            "that has probabilities",
+        )
 
 
 def _line(error: Exception) -> str:
