@@ -396,7 +396,7 @@ class Transfer(Section):
         description="Share of the samples whose label is used; the others learn from the teacher alone.",
     )
     unlabelled: str | None = Field(
-        None, description="More samples, as in data.source; their labels, if any, are not used."
+        None, description="More samples, as in data.source; labels are not needed, nor used."
     )
 
     @model_validator(mode="after")

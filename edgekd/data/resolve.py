@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 # For tasks without classes.
 _FEWEST = 20
+_UNLABELLED = "distill.transfer.unlabelled"
 
 
 @dataclass(frozen=True)
@@ -138,19 +141,20 @@ def load(config: Data, seed: int, base: Path) -> Dataset:
 def unlabelled_inputs(text: str, config: Data, base: Path, *, like: Dataset) -> np.ndarray:
     """The raw inputs (m, …) of every sample of another source, of the form of `like`'s.
 
-    Raises UsageError, as for samples of another shape or kind of value.
+    Labels are read only by kinds of sources that cannot do without. Raises UsageError, as for samples of
+    another shape or kind of value.
     """
     import numpy as np
 
-    place = f"distill.transfer.unlabelled {text}"
+    place = f"{_UNLABELLED} {text}"
     other = config.model_copy(update={"source": text})
-    try:
+    with _of_unlabelled(text):
         _, source, location = _open(other, base)
-        samples = source.load(location, located(other, base))
-    except UsageError as error:
-        where = None if error.where == "data.source" else error.where
-        raise UsageError(error.what, where=where or place, fix=error.fix) from None
+        read: Callable[[Path | None, Data], Samples] = getattr(source, "unlabelled", source.load)
+        samples = read(location, located(other, base))
     found, expected = samples.inputs, like.inputs
+    if not len(found):
+        raise UsageError("has no samples", where=place)
     if (found.shape[1:], found.dtype, samples.scale) != (
         expected.shape[1:],
         expected.dtype,
@@ -161,6 +165,8 @@ def unlabelled_inputs(text: str, config: Data, base: Path, *, like: Dataset) -> 
             f"has {expected.dtype} of {expected.shape[1:]}, scale {like.input.scale:g}",
             where=place,
         )
+    if samples.front_end != like.front_end:
+        raise UsageError("is of another sampling rate than the data", where=place)
     if found.dtype != np.uint8 and not np.isfinite(found).all():
         raise UsageError("has values that are not finite float32 numbers", where=place)
     return found
@@ -168,7 +174,20 @@ def unlabelled_inputs(text: str, config: Data, base: Path, *, like: Dataset) -> 
 
 def unlabelled_fingerprint(text: str, config: Data, base: Path) -> str:
     """What `unlabelled_inputs` depends on."""
-    return fingerprint(config.model_copy(update={"source": text}), base)
+    with _of_unlabelled(text):
+        return fingerprint(config.model_copy(update={"source": text}), base)
+
+
+@contextlib.contextmanager
+def _of_unlabelled(text: str) -> Iterator[None]:
+    """Errors name the key that the source is given by, which is not `data.source`."""
+    try:
+        yield
+    except UsageError as error:
+        where = f"{_UNLABELLED} {text}"
+        if error.where not in (None, "data.source"):
+            where = f"{error.where} ({_UNLABELLED})"
+        raise UsageError(error.what, where=where, fix=error.fix) from None
 
 
 def _open(config: Data, base: Path) -> tuple[str, Source, Path | None]:

@@ -50,8 +50,20 @@ class Samples:
     front_end: str | None = None
 
 
+def without_labels(inputs: np.ndarray, scale: float, front_end: str | None = None) -> Samples:
+    """Samples of which only this is known: every label is −1, of no class."""
+    import numpy as np
+
+    labels = np.full(len(inputs), -1, np.int64)
+    return Samples(inputs, labels, (), scale, front_end=front_end)
+
+
 class Source(Protocol):
-    """A kind of data, `kind:location` in the configuration. `location` is None for an embedded one."""
+    """A kind of data, `kind:location` in the configuration. `location` is None for an embedded one.
+
+    Where samples may be without labels, it also has `unlabelled`, which takes and gives what `load` does
+    and reads no labels (`distill.transfer.unlabelled`).
+    """
 
     def fingerprint(self, location: Path | None) -> str:
         """A text that changes when the content does, found without loading the data."""

@@ -12,7 +12,7 @@ import torch
 
 from edgekd.config.schema import Augment, Data
 from edgekd.data.logmel import FLOOR, LogMel
-from edgekd.data.resolve import load
+from edgekd.data.resolve import load, unlabelled_inputs
 from edgekd.data.views import Views
 from edgekd.errors import UsageError
 
@@ -226,6 +226,18 @@ def test_a_list_that_begins_with_a_byte_order_mark_and_one_that_is_no_text(folde
     assert len(read(folder).test) == 4
     (folder / "testing_list.txt").write_text(named, encoding="utf-16")
     assert "is not text in UTF-8" in refused(folder)
+
+
+def test_clips_without_labels_lie_anywhere_and_are_of_the_datas_rate(folder):
+    data, base = read(folder), folder.parent
+    say(base / "more/a.wav", tone(300))
+    say(base / "more/x/b.wav", tone(310))
+    say(base / "more/_noise/c.wav", tone(320))
+    found = unlabelled_inputs("audio:more", Data(), base, like=data)
+    assert np.array_equal(found, data.inputs[[8, 9]])  # low/0.wav and low/1.wav
+    say(base / "other/a.wav", tone(300, rate=16000), rate=16000)
+    with pytest.raises(UsageError, match="unlabelled audio:other: is of another sampling rate"):
+        unlabelled_inputs("audio:other", Data(), base, like=data)
 
 
 def test_a_word_without_clips_is_told_not_left_out(folder):

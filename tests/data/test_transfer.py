@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgekd.config.schema import Config, Data, Transfer
-from edgekd.data.resolve import load
+from edgekd.data.resolve import load, unlabelled_fingerprint
 from edgekd.data.transfer import transfer_set
 from edgekd.errors import UsageError
 
@@ -65,6 +66,60 @@ def test_unlabelled_samples_are_added_whatever_labels_they_have(digits, tmp_path
     assert (found.labels[new] == -1).all()
     assert np.array_equal(found.inputs[new], digits.inputs)
     assert np.array_equal(found.tensor(found.test), digits.tensor(digits.test))
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (60, 8, 8)).astype(np.uint8)
+
+
+@pytest.fixture
+def images(tmp_path):
+    np.savez(tmp_path / "data.npz", x=IMAGES, y=np.arange(60) % 3)
+    return load(Data(source="npz:data.npz"), 0, tmp_path)
+
+
+def write_images(folder, *places):
+    for place, image in zip(places, IMAGES, strict=False):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / place)
+
+
+def test_without_labels_an_archive_needs_x_alone_and_images_no_folders_of_classes(images, tmp_path):
+    np.savez(tmp_path / "x.npz", x=IMAGES[:3])
+    np.savez(tmp_path / "parts.npz", x_train=IMAGES[:2], x_test=IMAGES[2:3])
+    write_images(tmp_path / "loose", "a.png", "b.png", "c.png")
+    write_images(tmp_path / "sorted", "cat/a.png", "cat/more/b.png", "dog/c.png")
+    for source in ("npz:x.npz", "npz:parts.npz", "folder:loose", "folder:sorted"):
+        found = made(images, tmp_path, unlabelled=source)
+        new = np.setdiff1d(found.train, images.train)
+        assert np.array_equal(found.inputs[new], IMAGES[:3, None]), source
+        assert (found.labels[new] == -1).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("npz:none.npz", "no such file: .*none.npz"),
+        ("npz:y.npz", "holds the arrays y\n  should hold x"),
+        ("npz:empty.npz", "has no samples"),
+        ("npz:large.npz", r"has uint8 samples of shape \(1, 9, 9\).*data has uint8 of \(1, 8, 8\)"),
+        ("npz:two.npz", "x_train and x_test have samples of two forms"),
+        ("folder:empty", "has no PNG or JPEG image"),
+        ("digist", "did you mean 'digits'"),
+    ],
+)
+def test_unlabelled_samples_that_cannot_be_used_are_refused_by_their_own_key(
+    images, tmp_path, source, message
+):
+    np.savez(tmp_path / "y.npz", y=IMAGES)
+    np.savez(tmp_path / "empty.npz", x=IMAGES[:0])
+    np.savez(tmp_path / "large.npz", x=np.zeros((3, 9, 9), np.uint8))
+    np.savez(tmp_path / "two.npz", x_train=IMAGES, x_test=IMAGES[:, :7])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match=message) as caught:
+        unlabelled_fingerprint(source, Data(), tmp_path)
+        made(images, tmp_path, unlabelled=source)
+    assert "distill.transfer.unlabelled" in str(caught.value)
+    assert "data.source" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

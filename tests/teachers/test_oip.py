@@ -66,6 +66,16 @@ def test_every_view_of_a_sample_is_asked_about(server, digits, tmp_path):
     assert server.asked == held_out(digits) + 2 * len(digits.train)
 
 
+def test_of_unlabelled_samples_only_those_are_asked_that_were_not_yet(server, digits, tmp_path):
+    samples = len(digits.labels)
+    api.distill(spec(server), out=tmp_path / "plain")
+    config = spec(server)
+    config["distill"] = {**config["distill"], "transfer": {"unlabelled": "digits"}}
+    api.distill(config, out=tmp_path / "more")
+    # A few of what is known are asked again to see that they hold.
+    assert 2 * samples <= server.asked <= 2 * samples + 3 * 8
+
+
 def test_one_that_dies_loses_nothing_and_is_gone_on_with(server, digits, tmp_path):
     server.trouble = lambda n, answer: answer if n <= 10 else None
     config = spec(server, batch=32, concurrency=2)

@@ -95,6 +95,15 @@ def test_mixed_samples_are_refused_as_nothing_is_recorded_of_them(tmp_path, digi
     assert not (tmp_path / "run/run.json").exists()
 
 
+def test_samples_beside_the_data_are_refused_as_nothing_is_recorded_of_them(
+    tmp_path, digits, answers
+):
+    path = write(tmp_path / "r.npz", np.arange(len(digits.labels)), {"logits": answers["logits"]})
+    config = {**spec(path), "distill": {"transfer": {"unlabelled": "digits"}}}
+    with pytest.raises(UsageError, match=r"unlabelled: nothing is recorded of samples beside"):
+        teacher_stage(config, tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_the_whole_line_runs_with_a_teacher_of_which_only_answers_are_known(
     tmp_path, digits, answers

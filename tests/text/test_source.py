@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from edgekd.config.schema import Data
-from edgekd.data.resolve import fingerprint, load
+from edgekd.data.resolve import fingerprint, load, unlabelled_inputs
 from edgekd.data.views import Views
 from edgekd.errors import UsageError
 
@@ -130,6 +130,17 @@ def test_rows_without_label_no_rows_and_other_files_are_refused(bert, read):
     assert "row 5 has no label" in refused(read, rows)
     assert "has no rows" in refused(read, [])
     assert ".csv, .jsonl" in refused(read, rows, "reviews.txt")
+
+
+def test_texts_without_labels_need_no_column_of_them(bert, read, tmp_path):
+    data = read(bert.rows)
+    (tmp_path / "more.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in bert.texts[:9])
+    )
+    text = {"tokenizer": str(bert.folder), "max_length": 24}
+    config = Data(source="text:reviews.csv", text=text)
+    found = unlabelled_inputs("text:more.jsonl", config, tmp_path, like=data)
+    assert np.array_equal(found, data.inputs[:9])
 
 
 def test_a_folder_without_a_test_file_is_refused(bert, tmp_path):

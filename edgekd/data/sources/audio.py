@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Audio, Data
-from edgekd.data.source import Samples, existing, listing_hash, source
+from edgekd.data.source import Samples, existing, listing_hash, source, without_labels
 from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -29,49 +29,77 @@ class Sound:
     def fingerprint(self, location: Path | None) -> str:
         """Of the files' names, sizes and times of change."""
         folder = existing(location, folder=True, kind="audio")
-        return listing_hash(folder, filter(Path.is_file, [*_clips(folder), folder / TEST]))
+        return listing_hash(folder, filter(Path.is_file, [*_below(folder), folder / TEST]))
 
     def load(self, location: Path | None, config: Data) -> Samples:
         """Every clip, cut or filled with silence to `data.audio.seconds`."""
         import numpy as np
 
-        from edgekd.data.logmel import read_wav
-
         folder = existing(location, folder=True, kind="audio")
         paths = _clips(folder)
         if not paths:
             raise UsageError("has no .wav file in a sub-folder per class", where=str(folder))
-        front_end: LogMel | None = None
-        features = []
-        for path in paths:
-            try:
-                clip, rate = read_wav(str(path))
-            except ValueError as error:
-                raise UsageError(str(error), where=str(path)) from None
-            except OSError as error:
-                raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
-            if front_end is None:
-                front_end = _front_end(config.audio, rate)
-            if rate != front_end.rate:
-                raise UsageError(
-                    f"is of {rate} Hz, and {paths[0].name} of {front_end.rate}",
-                    where=str(path),
-                    fix="resample all clips to one rate",
-                )
-            features.append(front_end(front_end.fitted(clip)))
-        assert front_end is not None
+        inputs, front_end = _features(paths, config)
         classes = tuple(sorted({path.parent.name for path in paths}))
         numbers = {name: number for number, name in enumerate(classes)}
         ids = tuple(path.relative_to(folder).as_posix() for path in paths)
         return Samples(
-            inputs=np.stack(features)[:, None],
+            inputs=inputs,
             labels=np.array([numbers[path.parent.name] for path in paths], np.int64),
             classes=classes,
             scale=1.0,
             test=_test_split(folder, ids),
             ids=ids,
-            front_end=front_end.text(),
+            front_end=front_end,
         )
+
+    def unlabelled(self, location: Path | None, config: Data) -> Samples:
+        """Every clip below the folder, in whatever sub-folders or in none."""
+        folder = existing(location, folder=True, kind="audio")
+        paths = _below(folder)
+        if not paths:
+            raise UsageError("has no .wav file", where=str(folder))
+        inputs, front_end = _features(paths, config)
+        return without_labels(inputs, 1.0, front_end)
+
+
+def _features(paths: list[Path], config: Data) -> tuple[np.ndarray, str]:
+    """Spectrograms (n, 1, frames, mels) float32, and how they are made, as the text of a logmel.json."""
+    import numpy as np
+
+    from edgekd.data.logmel import read_wav
+
+    front_end: LogMel | None = None
+    features = []
+    for path in paths:
+        try:
+            clip, rate = read_wav(str(path))
+        except ValueError as error:
+            raise UsageError(str(error), where=str(path)) from None
+        except OSError as error:
+            raise UsageError(f"cannot be read: {error.strerror}", where=str(path)) from None
+        if front_end is None:
+            front_end = _front_end(config.audio, rate)
+        if rate != front_end.rate:
+            raise UsageError(
+                f"is of {rate} Hz, and {paths[0].name} of {front_end.rate}",
+                where=str(path),
+                fix="resample all clips to one rate",
+            )
+        features.append(front_end(front_end.fitted(clip)))
+    assert front_end is not None
+    return np.stack(features)[:, None], front_end.text()
+
+
+def _below(folder: Path) -> list[Path]:
+    """Every clip, but those in or called what begins with `_` or `.`."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() == ".wav"
+        and not any(part.startswith(("_", ".")) for part in path.relative_to(folder).parts)
+        and path.is_file()
+    )
 
 
 def _clips(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Data
-from edgekd.data.source import Samples, existing, listing_hash, source
+from edgekd.data.source import Samples, existing, listing_hash, source, without_labels
 from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -46,18 +46,33 @@ class Folder:
                 "the folder is empty: it has no PNG or JPEG image in a sub-folder per class",
                 where=str(folder),
             )
-        images = [open_image(path) for path, _, _ in files]
-        grey = all(image.mode in GREY for image in images)
-        arrays = [array_of(image, grey, config.image_size) for image in images]
-        check_sizes([path for path, _, _ in files], arrays)
         return Samples(
-            inputs=np.stack(arrays),
+            inputs=_stacked([path for path, _, _ in files], config),
             labels=np.array([label for _, label, _ in files], np.int64),
             classes=classes,
             scale=255.0,
             test=np.array([test for _, _, test in files]) if len(splits) == 2 else None,
             ids=tuple(path.relative_to(folder).as_posix() for path, _, _ in files),
         )
+
+    def unlabelled(self, location: Path | None, config: Data) -> Samples:
+        """Every image below the folder, in whatever sub-folders or in none."""
+        folder = existing(location, folder=True, kind="folder")
+        paths = sorted(images_below(folder))
+        if not paths:
+            raise UsageError("has no PNG or JPEG image", where=str(folder))
+        return without_labels(_stacked(paths, config), 255.0)
+
+
+def _stacked(paths: list[Path], config: Data) -> np.ndarray:
+    """(n, channels, height, width) uint8."""
+    import numpy as np
+
+    images = [open_image(path) for path in paths]
+    grey = all(image.mode in GREY for image in images)
+    arrays = [array_of(image, grey, config.image_size) for image in images]
+    check_sizes(paths, arrays)
+    return np.stack(arrays)
 
 
 def _has_splits(folder: Path) -> bool:

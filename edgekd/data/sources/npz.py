@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from edgekd.config.schema import Data
 from edgekd.data.numbers import numbers, of_numbers
-from edgekd.data.source import Samples, content_hash, existing, number_classes, source
+from edgekd.data.source import (
+    Samples,
+    content_hash,
+    existing,
+    number_classes,
+    source,
+    without_labels,
+)
 from edgekd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -84,6 +91,24 @@ class Npz:
             )
         labels, classes = _labels(y, arrays.get("classes"), path)
         return Samples(inputs, labels, classes, scale, test, ids)
+
+    def unlabelled(self, location: Path | None, config: Data) -> Samples:
+        """`x`, or `x_train` and `x_test`; no other array is looked at."""
+        import numpy as np
+
+        path = existing(location, folder=False, kind="npz")
+        arrays = _read(path)
+        names = ["x"] if "x" in arrays else [n for n in ("x_train", "x_test") if n in arrays]
+        if not names:
+            raise UsageError(
+                f"holds the arrays {', '.join(sorted(arrays)) or 'none'}",
+                where=str(path),
+                fix="should hold x",
+            )
+        parts = [_inputs(arrays[name], path) for name in names]
+        if len({(inputs.shape[1:], scale) for inputs, scale in parts}) > 1:
+            raise UsageError("x_train and x_test have samples of two forms", where=str(path))
+        return without_labels(np.concatenate([inputs for inputs, _ in parts]), parts[0][1])
 
 
 def _pixels(

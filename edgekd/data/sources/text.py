@@ -9,10 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgekd.config.schema import Data
-from edgekd.data.source import Samples, content_hash, existing, number_classes, source
+from edgekd.data.source import (
+    Samples,
+    content_hash,
+    existing,
+    number_classes,
+    source,
+    without_labels,
+)
 from edgekd.data.tokenizer import KEY, open_tokenizer
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
+from edgekd.results import Tokens
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,14 +42,8 @@ class Text:
         """All rows, with the source's own test split where it is a folder."""
         import numpy as np
 
-        if config.text.tokenizer is None:
-            raise UsageError(
-                "texts need a tokenizer",
-                where=KEY,
-                fix="give a tokenizer.json, or a folder with one; a teacher hf:FOLDER brings its own",
-            )
+        tokenizer, tokens = _tokenizer(config)
         files = _files(location)
-        tokenizer, tokens = open_tokenizer(Path(config.text.tokenizer), config.text.max_length)
         parts = [_read(path, config) for path in files]
         texts = [text for found, _ in parts for text in found]
         labels, classes = number_classes(
@@ -58,6 +60,22 @@ class Text:
             texts=tuple(texts),
             tokenizer=tokenizer.to_str(),
         )
+
+    def unlabelled(self, location: Path | None, config: Data) -> Samples:
+        """All rows; a column of labels is not looked at."""
+        tokenizer, _ = _tokenizer(config)
+        parts = [_read(path, config, labelled=False) for path in _files(location)]
+        return without_labels(_ids(tokenizer, [text for texts, _ in parts for text in texts]), 1.0)
+
+
+def _tokenizer(config: Data) -> tuple[Tokenizer, Tokens]:
+    if config.text.tokenizer is None:
+        raise UsageError(
+            "texts need a tokenizer",
+            where=KEY,
+            fix="give a tokenizer.json, or a folder with one; a teacher hf:FOLDER brings its own",
+        )
+    return open_tokenizer(Path(config.text.tokenizer), config.text.max_length)
 
 
 def _ids(tokenizer: Tokenizer, texts: list[str]) -> np.ndarray:
@@ -97,21 +115,23 @@ def _files(location: Path | None) -> list[Path]:
     return found
 
 
-def _read(path: Path, config: Data) -> tuple[list[str], list[Any]]:
+def _read(path: Path, config: Data, *, labelled: bool = True) -> tuple[list[str], list[Any]]:
     """Texts and labels of a file. Raises UsageError for columns that are not there and empty texts."""
     from edgekd.teachers.tables import read_table
 
     table, settings = read_table(path), config.text
     if not table.columns:
         raise UsageError("is empty", where=str(path), fix="texts and labels are rows of it")
-    for key, column in (("column", settings.column), ("label", settings.label)):
+    needed = (("column", settings.column), ("label", settings.label))
+    for key, column in needed if labelled else needed[:1]:
         if column not in table.columns:
             raise UsageError(
                 f"has no column {column!r}{suggestion(column, table.columns)}",
                 where=str(path),
                 fix=f"data.text.{key} names it; there are {', '.join(table.columns) or 'none'}",
             )
-    texts, labels = list(table.columns[settings.column]), list(table.columns[settings.label])
+    texts = list(table.columns[settings.column])
+    labels = list(table.columns[settings.label]) if labelled else []
     if not texts:
         raise UsageError("has no rows", where=str(path))
     empty = [i for i, text in enumerate(texts, 1) if not isinstance(text, str) or not text.strip()]

@@ -166,11 +166,20 @@ class _Remote(Teacher):
 
     def prepare(self, context: Context, views: Views, *, leads: bool = True) -> None:
         """Every view of every training sample that is not known yet."""
+        from edgekd.pipeline.stages import unlabelled_part
+
         self.options = parsed(type(self), context.config.teacher.args)
+        about: dict[str, Any] = {"views": "plain"}
         if views.count > 1:
             data = context.config.data
-            policy = data.augment.model_dump(mode="json")
-            self._views = self._store({"views": policy, "seed": data.seed}, views.count)
+            about = {"views": data.augment.model_dump(mode="json"), "seed": data.seed}
+            self._views = self._store(about, views.count)
+        more = unlabelled_part(context.config, context.base)
+        if more is not None:
+            before, about = self._views, {**about, "unlabelled": more}
+            self._views = self._store(about, views.count, len(views.dataset.labels))
+            if leads:
+                _copy(before, self._views)
         if not leads:
             return
         wanted = [(views.dataset.train, view) for view in range(views.count)]
@@ -197,14 +206,16 @@ class _Remote(Teacher):
             found[known] = stored.numpy()
         return found
 
-    def _store(self, about: dict[str, Any], views: int) -> KnowledgeStore:
+    def _store(
+        self, about: dict[str, Any], views: int, samples: int | None = None
+    ) -> KnowledgeStore:
         from edgekd.distill.knowledge_store import Dense, KnowledgeStore
 
         return KnowledgeStore(
             self._root,
             self._identity | about,
             views=views,
-            samples=len(self._dataset.labels),
+            samples=samples or len(self._dataset.labels),
             codec=Dense((len(self._dataset.classes),), "f32"),
         )
 
@@ -369,6 +380,18 @@ class OipTeacher(_Remote):
 @teacher("oips", transparency="gray-box", provides={"logits", "probabilities", "labels"})
 class OipsTeacher(_Remote):
     """Over TLS; the server's certificate is verified, always."""
+
+
+def _copy(before: KnowledgeStore, after: KnowledgeStore) -> None:
+    """Answers that were paid for without the samples that are now beside them."""
+    import numpy as np
+
+    rows = np.arange(before.samples)
+    for view in range(before.views):
+        known = rows[before.known(rows, view)]
+        values = before.read(known, view)
+        if values is not None and len(known):
+            after.keep(known, view, values)
 
 
 def _lasting(options: OipOptions) -> dict[str, Any]:

@@ -89,6 +89,12 @@ class RecordsTeacher(Teacher):
                 where="data.augment",
                 fix="set mixup and cutmix to 0, or use a teacher that can be asked",
             )
+        if config.distill.transfer.unlabelled is not None:
+            raise UsageError(
+                "nothing is recorded of samples beside the data",
+                where="distill.transfer.unlabelled",
+                fix="use a teacher that can be asked",
+            )
         return {"options": options.model_dump(mode="json"), "content": content_hash(path)}
 
     @classmethod

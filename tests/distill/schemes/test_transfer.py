@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from edgekd.errors import UsageError
 from edgekd.results import History
 from edgekd.tasks.kinds.classification import cross_entropy
-from tests.distill.schemes.conftest import same
+from tests.distill.schemes.conftest import StopAfter, same
 
 
 def test_cross_entropy_is_the_mean_over_those_that_have_a_label():
@@ -73,6 +74,23 @@ def test_unlabelled_samples_teach_through_the_teacher(lab, tmp_path):
         for path in (tmp_path / "runs/.knowledge").glob("*/store.json")
     }
     assert samples == {1797, 2 * 1797}
+
+
+@pytest.mark.parametrize(
+    ("transfer", "message"),
+    [
+        ({"unlabelled": "npz:large.npz"}, r"unlabelled npz:large.npz: has uint8 samples of shape"),
+        ({"unlabelled": "npz:none.npz"}, r"unlabelled npz:none.npz: no such file"),
+        ({"without": ["eleven"]}, "unknown class 'eleven'"),
+    ],
+)
+def test_a_transfer_set_that_cannot_be_made_is_refused_before_its_teacher_is_trained(
+    lab, tmp_path, monkeypatch, transfer, message
+):
+    monkeypatch.chdir(tmp_path)
+    np.savez("large.npz", x=np.zeros((3, 9, 9), np.uint8))
+    with pytest.raises(UsageError, match=message):
+        lab(distill={"transfer": transfer}).distill(StopAfter(1))
 
 
 @pytest.mark.parametrize("scheme", ["online", "byot", {"born_again": {"generations": 2}}])
