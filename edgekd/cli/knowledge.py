@@ -28,11 +28,14 @@ def info(folder: Path, as_json: bool) -> None:
         return
     for about in found:
         teachers = ", ".join(about["runs"]) or "no run here"
-        click.echo(
-            f"{about['name'][:12]}  {about['place']:<16} {about['views']} × {about['samples']} "
-            f"samples, {about['filled']:.0%} known, {format_quantity(about['bytes'], 'bytes')}; "
-            f"teacher of: {teachers}"
-        )
+        place, size = about["place"] or "unknown", format_quantity(about["bytes"], "bytes")
+        told = f"DAMAGED ({about['damage']}), {size}; `edgekd knowledge prune {folder}` deletes it"
+        if about["damage"] is None:
+            told = (
+                f"{about['views']} × {about['samples']} samples, {about['filled']:.0%} known, {size}; "
+                f"teacher of: {teachers}"
+            )
+        click.echo(f"{about['name'][:12]}  {place:<16} {told}")
     if not found:
         click.echo(f"no knowledge is kept in {folder}")
 
@@ -44,19 +47,23 @@ def info(folder: Path, as_json: bool) -> None:
 def verify(run: Path, samples: int, seed: int) -> None:
     """Ask the teacher of RUN again about random samples, and compare with what is kept.
 
-    Exit code 1 where it says something else than the store.
+    Exit code 1 where it says something else than the store, or the store is damaged.
     """
     from edgekd.distill.knowledge_files import verify as check
 
     results = check(run, samples, seed)
     for result in results:
+        if result.damage is not None:
+            click.echo(f"{result.place}: DAMAGED: {result.damage}")
+            continue
         word = "the same" if result.same else "NOT THE SAME"
         click.echo(
             f"{result.place}: {result.rows} rows, {word}: largest difference {result.difference:.2g} "
             f"of values up to {result.largest:.3g}"
         )
     if not all(result.same for result in results):
-        click.echo("  `edgekd knowledge prune --all` deletes it; it is filled again")
+        how = "" if all(result.same or result.damage for result in results) else " --all"
+        click.echo(f"  `edgekd knowledge prune{how}` deletes it; it is filled again")
         raise click.exceptions.Exit(1)
 
 
@@ -64,7 +71,7 @@ def verify(run: Path, samples: int, seed: int) -> None:
 @click.argument("folder", default="runs", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Not only what no run here made.")
 def prune(folder: Path, everything: bool) -> None:
-    """Delete stores whose teacher is in no run in FOLDER any more. Those in use stay."""
+    """Delete stores whose teacher is in no run in FOLDER any more, and damaged ones. Those in use stay."""
     from edgekd.config.units import format_quantity
     from edgekd.distill.knowledge_files import prune as delete
 

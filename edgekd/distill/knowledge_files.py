@@ -4,27 +4,45 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgekd.artifacts import read_json, sha256_json
+from edgekd.artifacts import disk_errors, read_json, sha256_json
 from edgekd.distill.knowledge_store import FOLDER, LOGITS, KnowledgeStore, codec_from
-from edgekd.errors import UsageError
+from edgekd.errors import StageError, UsageError
 from edgekd.pipeline.run import Run
 
 
 @dataclass(frozen=True)
 class StoredPlace:
-    """One store on disk, and the names of the runs here whose teacher it is of."""
+    """One store on disk, and the names of the runs here whose teacher it is of.
+
+    `about` is its store.json; empty where that cannot be used, and `problem` says why.
+    """
 
     folder: Path
     about: dict[str, Any]
     runs: tuple[str, ...]
+    problem: str | None = None
+
+    @cached_property
+    def damage(self) -> str | None:
+        """Why it cannot be read, in one line; None where it can."""
+        if self.problem is not None:
+            return self.problem
+        try:
+            with contextlib.closing(self.open()) as store:
+                store.check()
+        except StageError as error:
+            return f"{error.where}: {error.what}"
+        return None
 
     def open(self) -> KnowledgeStore:
         """To read. Raises UsageError when it is not what its name says."""
@@ -42,22 +60,27 @@ class StoredPlace:
         return sum(path.stat().st_size for path in self.folder.iterdir())
 
     def describe(self) -> dict[str, Any]:
-        """For people and programs."""
+        """For people and programs; what cannot be told of a damaged one is None."""
+        filled = None
+        if self.damage is None:
+            with contextlib.closing(self.open()) as store:
+                filled = store.filled
         return {
             "name": self.folder.name,
-            "place": self.about["identity"]["place"],
-            "views": self.about["views"],
-            "samples": self.about["samples"],
-            "filled": self.open().filled,
+            "place": self.about.get("identity", {}).get("place"),
+            "views": self.about.get("views"),
+            "samples": self.about.get("samples"),
+            "filled": filled,
             "bytes": self.bytes,
             "runs": list(self.runs),
+            "damage": self.damage,
         }
 
 
 def stores(folder: Path) -> list[StoredPlace]:
-    """Every store beside the runs in `folder`; a run folder itself will do.
+    """Every store beside the runs in `folder`, damaged ones too; a run folder itself will do.
 
-    Raises UsageError for a store whose description was changed.
+    Raises UsageError for one that may not be read.
     """
     root = _beside(folder)
     teachers: dict[str, list[str]] = {}
@@ -70,34 +93,52 @@ def stores(folder: Path) -> list[StoredPlace]:
                     teachers.setdefault(artifact.sha256, []).append(manifest.parent.name)
     found = []
     for path in sorted(root.glob("*/store.json")):
-        about = read_json(path)
-        name = sha256_json({"identity": about.get("identity"), "codec": about.get("codec")})
-        if not path.parent.name == name[:32]:
-            raise UsageError(
-                "this knowledge store was made for something else",
-                where=str(path.parent),
-                fix="delete this folder; it is filled again",
-            )
+        try:
+            about = _description(path)
+        except UsageError as error:
+            if not os.access(path, os.R_OK):
+                raise  # not damaged: somebody else's
+            found.append(StoredPlace(path.parent, {}, (), f"{error.where}: {error.what}"))
+            continue
         texts = set(_texts(about["identity"]))
         runs = sorted({run for digest in texts & teachers.keys() for run in teachers[digest]})
         found.append(StoredPlace(path.parent, about, tuple(runs)))
     return found
 
 
+def _description(path: Path) -> dict[str, Any]:
+    """A store.json. Raises UsageError for one that says something else than its folder's name."""
+    about = read_json(path)
+    try:
+        name = sha256_json({"identity": about["identity"], "codec": about["codec"]})[:32]
+        sound = name == path.parent.name and all(
+            isinstance(number, int) and number > 0
+            for number in (about["views"], about["samples"], codec_from(about["codec"]).words)
+        )
+        sound = sound and isinstance(about["identity"]["place"], str)
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UsageError("this knowledge store was made for something else", where=str(path.parent))
+    return dict(about)
+
+
 @dataclass(frozen=True)
 class Verified:
-    """A random sample of one place, asked again: `same` up to rounding."""
+    """A random sample of one place, asked again: `same` up to rounding; or why it cannot be."""
 
     place: str
     rows: int
     difference: float
     largest: float
     same: bool
+    damage: str | None = None
 
 
 def verify(path: Path, samples: int, seed: int) -> list[Verified]:
     """Recompute up to `samples` random known rows of every store that the run at `path` reads.
 
+    A damaged one is not the same; so is one beside it of which nobody can tell whose it is.
     Raises UsageError where it has none. Other batches differ in the last bits, bf16 in more.
     """
     import torch
@@ -125,9 +166,12 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
         )
     random, results = np.random.default_rng(seed), []
     for stored in stores(path):
-        identity = dict(stored.about["identity"])
-        place = identity.pop("place")
-        if identity not in mine:
+        identity = dict(stored.about.get("identity", {}))
+        place = identity.pop("place", "a store")
+        if identity and identity not in mine:
+            continue
+        if stored.damage is not None:
+            results.append(Verified(place, 0, 0.0, 0.0, False, stored.damage))
             continue
         store, precision = stored.open(), identity["precision"]
         worst, largest, count = 0.0, 0.0, 0
@@ -157,12 +201,15 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
 
 
 def prune(folder: Path, *, everything: bool) -> tuple[int, int]:
-    """Delete stores whose teacher is in no run here, or all. (bytes freed, stores in use)."""
+    """Delete stores whose teacher is in no run here and damaged ones, or all.
+
+    (bytes freed, stores in use)
+    """
     freed = used = 0
     for stored in stores(folder):
-        if stored.runs and not everything:
+        if stored.runs and stored.damage is None and not everything:
             continue
-        with (stored.folder / "use.lock").open("a") as lock:
+        with disk_errors(stored.folder), (stored.folder / "use.lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

@@ -162,6 +162,12 @@ class KnowledgeStore:
         """Bytes on disk when everything is known."""
         return 2 * self._row * self.samples * self.views
 
+    def check(self) -> None:
+        """Raises StageError for a shard that was cut short or changed its size; no row is read."""
+        for view in range(self.views):
+            for number in range(-(-self.samples // self._per_shard)):
+                self._shard(view, number)
+
     def read(self, rows: NDArray[np.int64], view: int) -> Tensor | None:
         """The values (n, …) of the samples `rows`, or None unless all of them are known."""
         words = np.empty((len(rows), self.codec.words), np.uint16)

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 import edgekd
 from edgekd.cli import app
 from edgekd.distill.knowledge_files import prune, stores, verify
+from edgekd.distill.knowledge_store import Dense, KnowledgeStore
 from edgekd.errors import UsageError
 
 CONFIG = {
@@ -89,12 +90,56 @@ def test_prune_deletes_what_belongs_to_no_run_and_leaves_what_is_in_use(runs, tm
         stores(tmp_path / "elsewhere")
 
 
-def test_a_run_without_knowledge_and_a_store_that_was_renamed_are_refused(runs, tmp_path):
+def cut(store):
+    shard = store / "000-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2])
+
+
+def change(store, key, value):
+    path = store / "store.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (cut, "000-00000.bin: this shard of a knowledge store has another size"),
+        (lambda store: (store / "store.json").write_text("{"), "store.json: not valid JSON"),
+        (lambda store: (store / "store.json").write_text("[]"), "made for something else"),
+        (lambda store: change(store, "views", "two"), "made for something else"),
+        (lambda store: change(store, "identity", {"place": "a"}), "made for something else"),
+    ],
+)
+def test_a_damaged_store_is_named_beside_the_others_and_pruned(runs, tmp_path, damage, told):
+    folder = tmp_path / "runs"
+    shutil.copytree(runs, folder)
+    (damaged,) = stores(folder)
+    identity = {**damaged.about["identity"], "place": "another"}
+    sound = KnowledgeStore(
+        damaged.folder.parent, identity, views=1, samples=10, codec=Dense((3,))
+    ).folder
+    damage(damaged.folder)
+    listed = {about["name"]: about for about in json.loads(invoke("info", folder, "--json").output)}
+    assert told in listed[damaged.folder.name]["damage"]
+    assert listed[sound.name]["damage"] is None
+    result = invoke("info", folder)
+    assert result.exit_code == 0
+    lines = dict(line.split("  ", 1) for line in result.output.splitlines())
+    assert f"DAMAGED ({damaged.folder}" in lines[damaged.folder.name[:12]]
+    assert f"`edgekd knowledge prune {folder}` deletes it" in result.output
+    assert "10 samples, 0% known" in lines[sound.name[:12]]
+    result = invoke("verify", folder / "a")
+    assert result.exit_code == 1
+    assert "DAMAGED" in result.output
+    assert "another: 0 rows, the same" in result.output
+    freed, _ = prune(folder, everything=False)
+    assert freed > 1000
+    assert [stored.folder for stored in stores(folder)] == [sound]
+
+
+def test_a_run_without_knowledge_is_refused(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "runs")
     (stored,) = stores(tmp_path / "runs")
-    renamed = stored.folder.rename(stored.folder.with_name("0" * 32))
-    with pytest.raises(UsageError, match="made for something else"):
-        stores(tmp_path / "runs")
-    shutil.rmtree(renamed)
+    shutil.rmtree(stored.folder)
     with pytest.raises(UsageError, match="no knowledge of this run's teacher"):
         verify(tmp_path / "runs" / "a", 10, 0)
