@@ -45,7 +45,7 @@ def info(folder: Path, as_json: bool) -> None:
 @click.option("--samples", default=256, show_default=True, type=click.IntRange(1, 100_000))
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0))
 def verify(run: Path, samples: int, seed: int) -> None:
-    """Ask the teacher of RUN again about random samples, and compare with what is kept.
+    """Ask the teachers of RUN again about random samples, and compare with what is kept.
 
     Exit code 1 where it says something else than the store, or the store is damaged.
     """
@@ -53,12 +53,13 @@ def verify(run: Path, samples: int, seed: int) -> None:
 
     results = check(run, samples, seed)
     for result in results:
+        name = result.place + (f" that taught the {result.taught}" if result.taught else "")
         if result.damage is not None:
-            click.echo(f"{result.place}: DAMAGED: {result.damage}")
+            click.echo(f"{name}: DAMAGED: {result.damage}")
             continue
         word = "the same" if result.same else "NOT THE SAME"
         click.echo(
-            f"{result.place}: {result.rows} rows, {word}: largest difference {result.difference:.2g} "
+            f"{name}: {result.rows} rows, {word}: largest difference {result.difference:.2g} "
             f"of values up to {result.largest:.3g}"
         )
     if not all(result.same for result in results):

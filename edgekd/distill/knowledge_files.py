@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from edgekd.artifacts import disk_errors, read_json, sha256_json
 from edgekd.distill.knowledge_store import FOLDER, LOGITS, KnowledgeStore, codec_from
 from edgekd.errors import StageError, UsageError
 from edgekd.pipeline.run import Run
+
+if TYPE_CHECKING:
+    from edgekd.distill.revisit import Asked
 
 
 @dataclass(frozen=True)
@@ -133,64 +137,45 @@ class Verified:
     largest: float
     same: bool
     damage: str | None = None
+    taught: str | None = None  # who learned from it, where that is not the run's own teacher
 
 
 def verify(path: Path, samples: int, seed: int) -> list[Verified]:
     """Recompute up to `samples` random known rows of every store that the run at `path` reads.
 
-    A damaged one is not the same; so is one beside it of which nobody can tell whose it is.
-    Raises UsageError where it has none. Other batches differ in the last bits, bf16 in more.
+    Those of its own teacher, and of what its scheme made to teach others. A damaged one is not the same,
+    nor is one of which nobody can tell whose it is. Other batches differ in the last bits, bf16 in more.
+    Raises UsageError where it has none.
     """
-    import torch
-
-    from edgekd.data.resolve import load
-    from edgekd.data.views import Views
-    from edgekd.distill.compute import autocast
-    from edgekd.distill.workshop import seen, store_identity, teacher_identity
+    from edgekd.distill.revisit import Finished
     from edgekd.pipeline.line import config_of
-    from edgekd.results import Computing
-    from edgekd.teachers.teacher import load as open_teacher
 
     run = Run.open(path)
-    config, base = config_of(run)
-    teacher = teacher_identity(run)
-    mine = [store_identity(teacher, config, base, p) for p in ("f32", "bf16")]
-    dataset = load(config.data, config.data.seed, base)
-    views = Views(dataset, config.data.augment, config.data.seed)
-    opened = open_teacher(run, base, dataset)
-    if opened.keeps:
+    workshop = Finished(run, *config_of(run))
+    if workshop.teacher.teacher.keeps:
         raise UsageError(
             "this teacher is behind a server, which checking would pay for",
             where=str(path),
             fix="a few of its answers are asked for again whenever a distillation starts",
         )
-    random, results = np.random.default_rng(seed), []
-    for stored in stores(path):
-        identity = dict(stored.about.get("identity", {}))
-        place = identity.pop("place", "a store")
-        if identity and identity not in mine:
-            continue
-        if stored.damage is not None:
-            results.append(Verified(place, 0, 0.0, 0.0, False, stored.damage))
-            continue
-        store, precision = stored.open(), identity["precision"]
-        worst, largest, count = 0.0, 0.0, 0
-        for view in range(store.views):
-            rows = random.permutation(dataset.train)
-            rows = rows[store.known(rows, view)][: -(-samples // store.views)]
-            if not len(rows):
+    random, beside = np.random.default_rng(seed), stores(path)
+    results = [
+        Verified("a store", 0, 0.0, 0.0, False, damage=stored.problem)
+        for stored in beside
+        if stored.problem is not None
+    ]
+    for asked in workshop.teachers():
+        mine = [_plain(workshop.identity(asked.known, asked.views, p)) for p in ("f32", "bf16")]
+        for stored in beside:
+            identity = dict(stored.about.get("identity", {}))
+            place = identity.pop("place", None)
+            if identity not in mine:
                 continue
-            kept = store.read(rows, view)
-            assert kept is not None
-            taps = () if place == LOGITS else (place,)
-            with autocast(Computing(precision=precision)):
-                said = seen(opened, taps)(views.batch(rows, view), torch.from_numpy(rows), view)
-            again = store.rounded(said.logits if place == LOGITS else said.features[place])
-            worst = max(worst, float((again - kept).abs().max()))
-            largest = max(largest, float(kept.abs().max()))
-            count += len(rows)
-        tolerance = 0.05 if precision == "bf16" else 0.005
-        results.append(Verified(place, count, worst, largest, worst <= tolerance * largest))
+            if stored.damage is not None:
+                result = Verified(place, 0, 0.0, 0.0, False, stored.damage, asked.taught)
+            else:
+                result = _asked_again(stored, asked, samples, random)
+            results.append(result)
     if not results:
         raise UsageError(
             "no knowledge of this run's teacher is kept",
@@ -198,6 +183,43 @@ def verify(path: Path, samples: int, seed: int) -> list[Verified]:
             fix="distill first; runs whose teacher runs in every step keep none",
         )
     return results
+
+
+def _asked_again(
+    stored: StoredPlace, asked: Asked, samples: int, random: np.random.Generator
+) -> Verified:
+    import torch
+
+    from edgekd.distill.compute import autocast
+    from edgekd.distill.workshop import seen
+    from edgekd.results import Computing
+
+    place, precision = stored.about["identity"]["place"], stored.about["identity"]["precision"]
+    taps = () if place == LOGITS else (place,)
+    worst, largest, count = 0.0, 0.0, 0
+    with contextlib.closing(stored.open()) as store:
+        for view in range(store.views):
+            rows = random.permutation(asked.views.dataset.train)
+            rows = rows[store.known(rows, view)][: -(-samples // store.views)]
+            if not len(rows):
+                continue
+            kept = store.read(rows, view)
+            assert kept is not None
+            with autocast(Computing(precision=precision)):
+                ask = seen(asked.known.teacher, taps)
+                said = ask(asked.views.batch(rows, view), torch.from_numpy(rows), view)
+            again = store.rounded(said.logits if place == LOGITS else said.features[place])
+            worst = max(worst, float((again - kept).abs().max()))
+            largest = max(largest, float(kept.abs().max()))
+            count += len(rows)
+    tolerance = 0.05 if precision == "bf16" else 0.005
+    same = worst <= tolerance * largest
+    return Verified(place, count, worst, largest, same, taught=asked.taught)
+
+
+def _plain(value: Any) -> Any:
+    """As it comes back from JSON."""
+    return json.loads(json.dumps(value))
 
 
 def prune(folder: Path, *, everything: bool) -> tuple[int, int]:

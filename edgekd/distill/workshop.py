@@ -325,14 +325,10 @@ class Workshop:
         precision = teacher_precision(
             config.teacher, lambda p: ask(example, batch, 0, p).logits.float()
         )
-        identity = store_identity(known.identity, self.context.config, self.context.base, precision)
-        if views.mixes and not np.array_equal(dataset.train, self.everything.train):
-            # Another training split is other partners in every view.
-            identity["mixed with"] = hashlib.sha256(dataset.train.tobytes()).hexdigest()
         stored = StoredKnowledge(
             lambda inputs, indices, view: ask(inputs, indices, view, precision),
             self.context.run.path.parent / FOLDER,
-            identity,
+            self.identity(known, views, precision),
             config,
             views=views.count,
             samples=len(dataset.labels),
@@ -353,6 +349,15 @@ class Workshop:
                 f"{config.limit}"
             )
         return stored
+
+    def identity(self, known: Known, views: Views, precision: str) -> dict[str, Any]:
+        """What names the store of a teacher's answers to these views."""
+        identity = store_identity(known.identity, self.context.config, self.context.base, precision)
+        train = views.dataset.train
+        if views.mixes and not np.array_equal(train, self.everything.train):
+            # Another training split is other partners in every view.
+            identity["mixed with"] = hashlib.sha256(train.tobytes()).hexdigest()
+        return identity
 
     @staticmethod
     def network_of(known: Known) -> nn.Module:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgekd import api
-from edgekd.distill.knowledge_files import stores
+from edgekd.distill.knowledge_files import stores, verify
 from edgekd.distill.workshop import FOLDER, store_identity
 from tests.heard import Heard
 
@@ -122,6 +122,12 @@ def test_a_run_warns_of_a_store_that_says_something_else_and_not_of_one_that_kee
 
     assert [warned(12), warned(13)] == [False, False]
     (stored,) = stores(tmp_path / "runs")
+    confuse(stored)
+    assert warned(14)
+
+
+def confuse(stored):
+    """Every answer of the first view becomes the one to another sample."""
     store = stored.open()
     rows = np.flatnonzero(store.known(np.arange(store.samples), 0))
     wrong = store.read(rows, 0).roll(1, 0)
@@ -129,7 +135,42 @@ def test_a_run_warns_of_a_store_that_says_something_else_and_not_of_one_that_kee
     for shard in stored.folder.glob("*.bin"):
         shard.unlink()
     stored.open().keep(rows, 0, wrong)
-    assert warned(14)
+
+
+@pytest.mark.parametrize(
+    ("sections", "taught"),
+    [
+        ({"distill": {"methods": ["kd", "rkd"]}}, [None, None]),
+        ({"distill": {"scheme": {"ensemble": {"members": 1}}}}, ["student"]),
+        ({"distill": {"scheme": {"assistant": {"chain": ["zoo:mlp"]}}}}, [None, "student"]),
+        ({"distill": {"scheme": {"specialists": {"count": 1, "epochs": 1}}}}, ["student"]),
+        ({"distill": {"scheme": "online", "methods": ["kd"]}}, [None]),
+        (
+            {
+                "data": {"limit": 300, "augment": {"mixup": 0.5}},
+                "distill": {"transfer": {"share": 0.5}},
+            },
+            [None],
+        ),
+        ({"distill": {"transfer": {"unlabelled": "digits"}}}, [None]),
+    ],
+)
+def test_what_every_teacher_of_a_run_said_is_verified_and_nothing_is_written(
+    lab, tmp_path, sections, taught
+):
+    run = lab(**sections).distill()
+
+    def written():
+        return {p: p.stat().st_mtime_ns for p in run.path.rglob("*")}
+
+    before = written()
+    found = verify(run.path, 50, 0)
+    assert [v.taught for v in found] == taught
+    assert all(v.same and v.rows >= 14 for v in found), found
+    assert written() == before
+    for stored in stores(tmp_path / "runs"):
+        confuse(stored)
+    assert not any(v.same for v in verify(run.path, 50, 0))
 
 
 def of_width(width):
