@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import IO, Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -131,14 +131,20 @@ class KnowledgeStore:
         self.views, self.samples, self.codec = views, samples, codec
         self.folder = root / sha256_json({"identity": identity, "codec": _plain(codec)})[:32]
         about = {"identity": identity, "codec": _plain(codec), "views": views, "samples": samples}
+        there = (self.folder / "store.json").exists()
+        # What may not be written can still be read.
+        self._mode: Literal["r", "r+"] = (
+            "r" if there and not os.access(self.folder, os.W_OK) else "r+"
+        )
         with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             # Held while the store is open, so that nobody prunes it.
-            self._use = (self.folder / "use.lock").open("a")
+            self._use = self._in_use()
             fcntl.flock(self._use, fcntl.LOCK_SH)
-            with self._writing():
-                if not (self.folder / "store.json").exists():
-                    write_json(self.folder / "store.json", about)
+            if not there:
+                with self._writing():
+                    if not (self.folder / "store.json").exists():
+                        write_json(self.folder / "store.json", about)
         if read_json(self.folder / "store.json") != about:
             raise UsageError(
                 "this knowledge store was made for something else",
@@ -151,6 +157,12 @@ class KnowledgeStore:
         self._shards: dict[tuple[int, int], Words] = {}
         # Rows whose checksum this process has already found right.
         self._sound = np.zeros((views, samples), np.bool_)
+
+    def _in_use(self) -> IO[bytes]:
+        lock = self.folder / "use.lock"
+        if self._mode == "r+":
+            return lock.open("ab")
+        return (lock if lock.exists() else self.folder / "store.json").open("rb")
 
     def close(self) -> None:
         """Done with it: from now on it may be pruned."""
@@ -248,7 +260,7 @@ class KnowledgeStore:
                     where=str(path),
                     fix="delete its folder; it is filled again",
                 )
-            self._shards[view, number] = np.memmap(path, np.uint16, "r+", shape=shape)
+            self._shards[view, number] = np.memmap(path, np.uint16, self._mode, shape=shape)
         return self._shards[view, number]
 
     def _checksum(self, words: Words) -> Words:

@@ -81,7 +81,7 @@ def run_line(
                 spoilt = run.spoilt(record)
                 if not spoilt:
                     finished[stage.name] = record
-                    run.failed(stage.name).unlink(missing_ok=True)
+                    run.succeeded(stage.name)
                     continue
             progress.say(stage.name)
             if spoilt:
@@ -102,7 +102,7 @@ def run_line(
                 if stage.name == "verify":
                     _withdraw(run, stage.name)
                 raise
-            run.failed(stage.name).unlink(missing_ok=True)
+            run.succeeded(stage.name)
             finished[stage.name] = record.model_copy(update={"inputs": stage.needed(made)})
             done.append(stage.name)
             stages = {**stages, stage.name: finished[stage.name]}

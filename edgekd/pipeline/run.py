@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -210,16 +211,15 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run folder for this process, so that two commands never write it at once."""
+        """Hold the run folder for this process, so that two commands never write it at once.
+
+        A run that this process may not write can still be read: it is held if somebody made its lock.
+        """
         with disk_errors(self.path):
-            try:
-                self.path.mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError as error:
-                # As below /proc, where nothing can be made.
-                raise UsageError(
-                    f"cannot be made: {error.strerror}", where=str(self.path)
-                ) from None
-            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+            lock = self._open_lock()
+        if lock is None:
+            yield
+            return
         try:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -235,6 +235,21 @@ class Run:
             fcntl.flock(lock, fcntl.LOCK_UN)
             os.close(lock)
 
+    def _open_lock(self) -> int | None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            # As below /proc, where nothing can be made.
+            raise UsageError(f"cannot be made: {error.strerror}", where=str(self.path)) from None
+        lock = self.path / ".lock"
+        try:
+            return os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            readable = error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+            if not (readable and (self.path / "run.json").is_file()):
+                raise
+            return os.open(lock, os.O_RDONLY) if os.access(lock, os.R_OK) else None
+
     def partial(self, stage: str, key: str) -> Path:
         """Where a stage with this key works until it is done; a killed stage resumes from here."""
         return self.path / ".partial" / f"{stage}-{key[:16]}"
@@ -242,6 +257,12 @@ class Run:
     def failed(self, stage: str) -> Path:
         """Where a stage that failed leaves what it has found, to be looked at: never its result."""
         return self.path / f"{stage}-failed.json"
+
+    def succeeded(self, stage: str) -> None:
+        """What an earlier attempt left for having failed is gone."""
+        if self.failed(stage).exists():  # a folder that may only be read has nothing to take away
+            with disk_errors(self.path):
+                self.failed(stage).unlink(missing_ok=True)
 
     def adopt(self, partial: Path, folder: Path) -> dict[str, Artifact]:
         """Move the finished files of `partial` to `folder`, and say what they are."""

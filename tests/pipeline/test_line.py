@@ -1,5 +1,6 @@
 """The assembly line on real data: what is done again, what is not, and what a crash leaves behind."""
 
+import errno
 import json
 import os
 import shutil
@@ -305,6 +306,58 @@ def test_ctrl_c_keeps_what_is_done_and_the_same_command_goes_on(finished, tmp_pa
         assert "same command" in errors
     subprocess.run([*command, "-q"], check=True)
     assert weights(Run(out)) == weights(finished)
+
+
+# In a mount namespace of its own, where the folder cannot be written, whoever runs it.
+READ_ONLY = (
+    "unshare", "-rm", "sh", "-c",
+    'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" || exit 77; exec "$0" -c "$2" "$1/tiny"',
+)  # fmt: skip
+READS = """
+import sys
+from edgekd.cli import main
+run = sys.argv[1]
+for command in (
+    ["report", run], ["knowledge", "info", run], ["distill", run, "--set", "distill.epochs=9"],
+):
+    try:
+        main(command)
+    except SystemExit as end:
+        print(command[0], "ended with", end.code or 0, flush=True)
+"""
+
+
+def test_a_finished_run_that_cannot_be_written_is_shown(finished, tmp_path):
+    folder = tmp_path / "runs"
+    shutil.copytree(finished.path.parent, folder)
+    for lock in (folder / "tiny/.lock", *folder.glob(".knowledge/*/*.lock")):
+        lock.unlink()
+    result = subprocess.run(
+        [*READ_ONLY, sys.executable, str(folder), READS],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    if result.returncode == 77 or "unshare" in result.stderr:
+        pytest.skip("needs the right to mount a folder to be read only")
+    ends = [line for line in result.stdout.splitlines() if "ended with" in line]
+    codes = [int(line.rpartition(" ")[2]) for line in ends]
+    assert codes == [0, 0, 2], result.stdout + result.stderr
+    assert "nothing to do" in result.stderr
+    assert "% known" in result.stdout
+    assert "cannot be written: Read-only file system" in result.stderr
+
+
+def test_a_lock_that_is_held_is_seen_where_the_folder_cannot_be_written(run, monkeypatch):
+    opened = os.open
+
+    def read_only(path, flags, *mode):
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return opened(path, flags, *mode)
+
+    with run.locked():
+        monkeypatch.setattr(os, "open", read_only)
+        with pytest.raises(UsageError, match="another edgekd"), run.locked():
+            pass
 
 
 def test_two_commands_never_write_the_same_run(run):
