@@ -89,23 +89,21 @@ def main(argv: list[str] | None = None) -> None:
         code = app.main(argv, prog_name="edgekd", standalone_mode=False)
         sys.stdout.flush()
     except EdgekdError as error:
-        click.secho(f"error: {error}", fg="red", err=True)
-        code = error.exit_code
+        code = _failed(error, error.exit_code, f"error: {error}")
     except click.ClickException as error:
-        error.show()
-        code = 2
+        shown = io.StringIO()
+        error.show(shown)
+        code = _failed(error, 2, shown.getvalue().rstrip())
     except click.Abort as abort:
         # click takes every EOFError for a Ctrl-D at one of its prompts, of which there are none.
         if isinstance(abort.__cause__, EOFError):
             code = _crashed(abort.__cause__)
         else:
-            click.secho("interrupted", fg="red", err=True)
-            code = 130
+            code = _failed(abort, 130, "interrupted")
     except click.exceptions.Exit as exit_request:
         code = exit_request.exit_code
     except PermissionError as error:
-        click.secho(f"error: {error.filename}: {error.strerror}", fg="red", err=True)
-        code = 2
+        code = _failed(error, 2, f"error: {error.filename}: {error.strerror}")
     except OSError as error:
         output = error.filename is None and error.errno in (errno.EPIPE, errno.ENOSPC)
         code = _unwritable_output(error) if output else _crashed(error)
@@ -114,6 +112,18 @@ def main(argv: list[str] | None = None) -> None:
             raise
         code = _crashed(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _failed(error: BaseException, code: int, text: str) -> int:
+    """Say what went wrong, for users. Returns the exit code."""
+    from edgekd.pipeline import together
+
+    if together.several():
+        code, instead = together.told(error, code)
+        text = text if instead is None else instead
+    if text:
+        click.secho(text, fg="red", err=True)
+    return code
 
 
 def _unwritable_output(error: OSError) -> int:
@@ -136,10 +146,9 @@ def _crashed(error: Exception) -> int:
     ) as log:
         log.write(f"edgekd {edgekd.__version__}: {sys.argv!r}\n{traceback.format_exc()}")
     message: Any = str(error).splitlines()[0][:200] if str(error) else ""
-    click.secho(
+    return _failed(
+        error,
+        3,
         f"error: edgekd itself failed ({type(error).__name__}: {message})\n"
         f"  please report it with the file {log.name}",
-        fg="red",
-        err=True,
     )
-    return 3

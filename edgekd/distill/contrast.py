@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgekd.distill import parallel
 from edgekd.distill.method import Knowledge
 from edgekd.distill.methods.crd import nce
 from edgekd.errors import UsageError
@@ -41,12 +40,6 @@ class Contrast(nn.Module):
         self.pair, self.negatives = pair, negatives
         self.temperature, self.momentum = temperature, momentum
         self.embed_s, self.embed_t = nn.Linear(width_s, dim), nn.Linear(width_t, dim)
-        if parallel.count() > 1:
-            raise UsageError(
-                "crd's memories cannot be shared between processes",
-                where="distill.methods",
-                fix="train in one process, or with another method",
-            )
         n = len(population)
         # Uniform with the variance of unit vectors, as the authors start.
         scale = (3 / dim) ** 0.5

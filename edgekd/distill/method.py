@@ -61,6 +61,8 @@ class Method(BaseModel):
     needs: ClassVar[frozenset[Kind]]
     # Whether it looks at the labels, so that it has nothing to say of samples without one.
     labelled: ClassVar[bool] = False
+    # Whether processes that each see a share of every batch can compute it together.
+    divisible: ClassVar[bool] = True
     # Whether it holds where outputs are numbers, not logits.
     numbers: ClassVar[bool] = False
     # Whether it holds where outputs are maps, logits (n, classes, height, width).

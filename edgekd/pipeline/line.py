@@ -7,6 +7,7 @@ import datetime
 import shlex
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from edgekd.gate.ahead import check_answerable
 from edgekd.pipeline import together
 from edgekd.pipeline.run import Manifest, Run, StageRecord
 from edgekd.pipeline.stages import LINE, NAMES, Context, Stage
-from edgekd.progress import Progress
+from edgekd.progress import Progress, Silent
 from edgekd.signals import terminable
 
 
@@ -48,16 +49,11 @@ def run_line(
     run = Run(out)
     kept = kept or config
     done: list[str] = []
-    if config.student.auto and together.several():
-        raise UsageError(
-            "student: auto is searched by one process, not under torchrun",
-            where="student.model",
-            fix="`edgekd search` first; then torchrun with the configuration that it writes",
-        )
-    if together.follows():
-        together.follow(config, base, out)
-        return run, done
+    together.check(config)
     check_ahead(config, base, until)
+    if together.follows():
+        _follow(config, base, run)
+        return run, done
     if config.student.auto and until != NAMES[0]:
         from edgekd.search.search import chosen
 
@@ -110,6 +106,17 @@ def run_line(
     return run, done
 
 
+def _follow(config: Config, base: Path, run: Run) -> None:
+    """Train with the first process whatever it trains; what this one writes is thrown away."""
+    work = {stage.name: stage.work for stage in LINE if stage.name in together.TRAINING}
+    with together.following() as names:
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                context = Context(config, base, run, Path(folder), Silent())
+                with _user_errors(name, context.folder), terminable():
+                    work[name](context)
+
+
 def check_ahead(config: Config, base: Path, until: str) -> None:
     """Ask every stage for its part of the configuration, and hold the budgets against all of it.
 
@@ -160,8 +167,8 @@ def _do(
                 from edgekd.distill.ahead import rehearse
 
                 rehearse(context)
-            together.announce(stage.name)
-            stage.work(context)
+            with together.helped(stage.name):
+                stage.work(context)
     artifacts = run.adopt(folder, run.path / stage.folder)
     return StageRecord(
         key=key,

@@ -4,21 +4,49 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import signal
+import threading
 from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from edgekd.config.schema import Config
-from edgekd.pipeline.run import Run
-from edgekd.progress import Silent
+from edgekd.errors import EdgekdError, Interrupted, StageError, UsageError
+
+if TYPE_CHECKING:
+    from edgekd.config.schema import Config
+    from edgekd.distill.parallel import Failure
 
 # Stages whose work every process does; its files are the first one's alone.
 TRAINING = ("teacher", "distill")
 
 
+def several() -> bool:
+    """Whether torchrun started more than one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 def follows() -> bool:
     """Whether this process is one that helps. Imports no torch where there is only one."""
-    return several() and int(os.environ.get("RANK", "0")) > 0
+    return several() and _rank() > 0
+
+
+def check(config: Config) -> None:
+    """Refuse what one process alone can do, before anything is trained."""
+    if not several():
+        return
+    if config.student.auto:
+        raise UsageError(
+            "student: auto is searched by one process, not under torchrun",
+            where="student.model",
+            fix="`edgekd search` first; then torchrun with the configuration that it writes",
+        )
+    for i, method in enumerate(config.distill.methods.entries):
+        if not method.divisible:
+            raise UsageError(
+                f"{method.name} keeps what it knows of every sample in one process, and torchrun started "
+                f"{os.environ['WORLD_SIZE']}",
+                where=f"distill.methods.{i}.{method.name}",
+                fix="train in one process, or with another method",
+            )
 
 
 @contextlib.contextmanager
@@ -29,37 +57,82 @@ def leading() -> Iterator[None]:
         return
     from edgekd.distill import parallel
 
-    parallel.join()
-    try:
+    with _met():
         yield
-    finally:
-        announce(None)
-        parallel.leave()
+        # All is done, whoever is still there to hear it.
+        with contextlib.suppress(parallel.Lost):
+            parallel.told(None)
 
 
-def announce(stage: str | None) -> None:
-    """Tell the others which stage is worked on now, if they are to help; None: there is no more."""
-    if several() and (stage is None or stage in TRAINING):
-        from edgekd.distill import parallel
-
-        parallel.told(stage)
-
-
-def follow(config: Config, base: Path, out: Path) -> None:
-    """Train with the first process whatever it trains, until there is no more."""
+@contextlib.contextmanager
+def helped(stage: str) -> Iterator[None]:
+    """Around a stage's work in the first process: the others do it too, or have no part in it."""
+    if not several():
+        yield
+        return
     from edgekd.distill import parallel
-    from edgekd.pipeline.stages import LINE, Context
 
-    parallel.join()
-    work = {stage.name: stage.work for stage in LINE if stage.name in TRAINING}
+    if stage in TRAINING:
+        parallel.told(stage)
+        yield
+    else:
+        with parallel.apart():
+            yield
+
+
+@contextlib.contextmanager
+def following() -> Iterator[Iterator[str]]:
+    """In the others: the stages that the first process works on with their help, until all is done."""
+    from edgekd.distill import parallel
+
+    with _met():
+        yield iter(lambda: parallel.told(""), None)
+
+
+@contextlib.contextmanager
+def _met() -> Iterator[None]:
+    """Among the others. Whoever fails says so before it leaves: they learn why they are alone."""
+    from edgekd.distill import parallel
+
     try:
-        while (name := parallel.told("")) is not None:
-            with tempfile.TemporaryDirectory() as folder:  # what it writes is thrown away
-                work[name](Context(config, base, Run(out), Path(folder), Silent()))
+        parallel.join()
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)
+        known = error.exit_code if isinstance(error, EdgekdError) else StageError.exit_code
+        _first(error, Interrupted.exit_code if stopped else known)
+        raise
     finally:
         parallel.leave()
 
 
-def several() -> bool:
-    """Whether torchrun started more than one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def told(error: BaseException, code: int) -> tuple[int, str | None]:
+    """What this process, which failed, is to end with and to say. None: its error; "": nothing.
+
+    A mistake that all of them find is said by the first one, and so is why the others had to stop.
+    """
+    from edgekd.distill.parallel import Lost
+
+    if threading.current_thread() is threading.main_thread():
+        # torchrun ends all when one has failed: not before it is said why.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    first = _first(error, code)
+    if first is None or first.rank == _rank():
+        return code, None
+    if isinstance(error, Lost):
+        who = f"process {_rank()} stops, as process {first.rank} did"
+        return first.code, f"error: {who}: see its message, here or in its log"
+    # Who is interrupted after another has failed, was by torchrun.
+    if first.text == str(error) or code == Interrupted.exit_code:
+        return first.code, ""
+    return code, None
+
+
+def _first(error: BaseException, code: int) -> Failure | None:
+    from edgekd.distill.parallel import Failure, first_failure
+
+    return first_failure(Failure(_rank(), code, str(error)))
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,6 +50,18 @@ def results(folder):
     return history["epochs"], load_file(student / "model.safetensors")
 
 
+def errors(err):
+    """What edgekd says in all processes; torchrun adds a page of its own."""
+    return [line for line in err.splitlines() if line.startswith("error:")]
+
+
+def process_of(torchrun, rank):
+    children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
+    said = f"RANK={rank}\0".encode()
+    (found,) = [c for c in children if b"\0" + said in Path(f"/proc/{c}/environ").read_bytes()]
+    return int(found)
+
+
 def test_two_processes_give_the_loss_curve_and_the_weights_of_one_and_only_one_writes(tmp_path):
     finish(start(tmp_path / "one", 1))
     _, err = finish(start(tmp_path / "two", 2))
@@ -73,10 +87,40 @@ def test_stopped_together_they_go_on_to_the_same_weights(tmp_path):
         assert stopped.poll() is None, stopped.communicate()
         time.sleep(0.05)
     stopped.send_signal(signal.SIGTERM)
-    stopped.communicate(timeout=120)
+    _, err = stopped.communicate(timeout=120)
     assert stopped.returncode != 0
+    assert errors(err) == ["error: stopped while training the student"]
+    # And one of them killed, by the system that has no memory left.
+    (checkpoint,) = partial.glob("distill-*/checkpoint.pt")
+    before = checkpoint.stat().st_mtime_ns
+    killed = start(tmp_path / "stopped", 2, config=config)
+    while checkpoint.stat().st_mtime_ns == before:
+        assert killed.poll() is None, killed.communicate()
+        time.sleep(0.02)
+    os.kill(process_of(killed, rank=1), signal.SIGKILL)
+    _, err = killed.communicate(timeout=120)
+    assert "going on from epoch" in err
+    assert len(errors(err)) == 1
+    assert "another process of this training is gone" in errors(err)[0]
     _, err = finish(start(tmp_path / "stopped", 2, config=config))
     assert "going on from epoch" in err
     (losses, whole), (resumed, weights) = results(tmp_path / "whole"), results(tmp_path / "stopped")
     assert all(np.array_equal(whole[name], weights[name]) for name in whole)
     assert [epoch["losses"] for epoch in losses] == [epoch["losses"] for epoch in resumed]
+
+
+def test_a_mistake_in_one_process_is_told_once_and_is_no_crash_of_the_other(tmp_path):
+    (tmp_path / "nets.py").write_text(
+        "import os\nfrom torch import nn\n"
+        "def net(hidden=8):\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        raise ValueError('a machine without what the other has')\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, hidden), nn.ReLU(), nn.Linear(hidden, 10))\n"
+    )
+    config = CONFIG.replace('"zoo:mlp", args: {hidden: [16], norm: false}', "nets.py:net")
+    process = start(tmp_path, 2, config=config)
+    _, err = process.communicate(timeout=120)
+    other, mistake = sorted(errors(err), key=lambda line: "nets.py" in line)
+    assert "a machine without what the other has" in mistake
+    assert other == "error: process 0 stops, as process 1 did: see its message, here or in its log"
+    assert re.findall(r"exitcode  : (\d+)", err) == ["2", "2"]

@@ -29,6 +29,7 @@ class CRD(FeatureMethod):
 
     place: ClassVar[Literal["penultimate"]] = "penultimate"
     labelled: ClassVar[bool] = True
+    divisible: ClassVar[bool] = False  # the memories
     weight: float = Field(0.8, ge=0, allow_inf_nan=False)
     dim: int = Field(128, ge=1, le=4096)
     negatives: int = Field(16384, ge=1, le=1_000_000, description="K")
