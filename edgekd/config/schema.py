@@ -388,7 +388,9 @@ class Transfer(Section):
 
     share: float = Field(1.0, gt=0, le=1, description="Of the samples, each class by its share.")
     without: list[str] = Field([], description="Classes that no sample is of.")
-    only: list[str] = Field([], description="Classes that every sample is of.")
+    only: list[str] | None = Field(
+        None, min_length=1, description="Classes that every sample is of; null: of all."
+    )
     labels: float = Field(
         1.0,
         ge=0,

@@ -25,7 +25,7 @@ def transfer_set(
     """The data with another training split; samples that have no label for the student have −1.
 
     Validation and test splits stay. Raises UsageError for classes that are not there, for a share that
-    leaves nothing, and for unlabelled samples of another form.
+    leaves nothing or no label, and for unlabelled samples of another form.
     """
     train = _of_classes(dataset, transfer)
     train = take(dataset.strata, train, round(transfer.share * len(train)), seed, "transfer share")
@@ -33,7 +33,14 @@ def transfer_set(
         raise UsageError(f"leaves {len(train)} samples to learn from", where="distill.transfer")
     labels = dataset.labels
     if transfer.labels < 1:
-        told = take(labels, train, round(transfer.labels * len(train)), seed, "transfer labels", 0)
+        count = round(transfer.labels * len(train))
+        if transfer.labels > 0 and count == 0:
+            raise UsageError(
+                f"{transfer.labels:g} of {len(train)} samples is none",
+                where="distill.transfer.labels",
+                fix="raise it; 0, with alpha: 0, is a student that is told no label",
+            )
+        told = take(labels, train, count, seed, "transfer labels", 0)
         labels = labels.copy()
         labels[np.setdiff1d(train, told)] = UNKNOWN
     inputs = dataset.inputs
@@ -47,7 +54,7 @@ def transfer_set(
 
 def _of_classes(dataset: Dataset, transfer: Transfer) -> np.ndarray:
     """The training split without the classes that are left out."""
-    named = [*transfer.without, *transfer.only]
+    named = [*transfer.without, *(transfer.only or ())]
     for name in named:
         if name not in dataset.classes:
             raise UsageError(

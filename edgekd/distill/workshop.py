@@ -85,8 +85,15 @@ class Workshop:
         if transfer == Transfer():
             return self.everything
         found = transfer_set(self.everything, transfer, data, data.seed, self.context.base)
-        told = int((found.strata[found.train] >= 0).sum())
-        self.say(f"transfer set: {len(found.train)} samples, {told} with labels")
+        told = found.strata[found.train]
+        told = told[told >= 0]
+        strata = self.everything.strata
+        untold = np.setdiff1d(strata[found.train[found.train < len(strata)]], told)
+        without = ", ".join(repr(found.classes[label]) for label in untold) if len(told) else ""
+        self.say(
+            f"transfer set: {len(found.train)} samples, {len(told)} with labels"
+            + (f" (none of class {without})" if without else "")
+        )
         return found
 
     # -- models -----------------------------------------------------------------------------

@@ -117,6 +117,8 @@ class TestCsv:
             ("a,b\n1,2\n3\n", {}, "d.csv:3: has 1 values, the header has 2"),
             ("a,b\n1,2\nx,4\n", {}, "d.csv:3: column 'a' has 'x', which is no number"),
             ("a,b\n1,2\n,4\n", {}, "column 'a' has '', which is no number"),
+            ("a,b\n1,2\nnan,4\n", {}, "d.csv:3: column 'a' has 'nan', which is not a finite"),
+            ("a,b\n1,2\n1,1e40\n", {}, "d.csv:3: column 'b' has '1e40', which is not a finite"),
             ("a,a\n1,2\n", {}, "should name every column, each differently"),
             ("a,b\n", {}, "has no rows below its header"),
             ("", {}, "d.csv"),

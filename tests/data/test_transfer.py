@@ -128,6 +128,7 @@ def test_unlabelled_samples_that_cannot_be_used_are_refused_by_their_own_key(
         ({"without": ["eleven"]}, "unknown class 'eleven'"),
         ({"without": [str(c) for c in range(10)]}, "leaves 0 samples"),
         ({"unlabelled": "npz:none.npz"}, r"unlabelled npz:none.npz.*no such file"),
+        ({"labels": 0.0001}, r"distill.transfer.labels: 0.0001 of \d+ samples is none"),
     ],
 )
 def test_what_cannot_be_made_says_why(digits, tmp_path, transfer, message):
@@ -144,6 +145,7 @@ def test_what_cannot_be_made_says_why(digits, tmp_path, transfer, message):
         ({"transfer": {"labels": 0.5}, "methods": ["crd"]}, "crd needs the label of every"),
         ({"transfer": {"labels": 0.5}, "methods": [], "alpha": 1.0}, "no method teaches them"),
         ({"transfer": {"labels": 0.0}}, "set alpha to 0"),
+        ({"transfer": {"only": []}}, "only\n.*at least 1 item"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(config, message):

@@ -97,7 +97,7 @@ def _read(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 def _columns(
     rows: list[tuple[int, list[str]]], header: list[str], names: list[str], path: Path
 ) -> np.ndarray:
-    """(n, len(names)) float64."""
+    """(n, len(names)) float64, all of them finite in float32, which is what is computed with."""
     import numpy as np
 
     places = [header.index(name) for name in names]
@@ -112,6 +112,16 @@ def _columns(
                     where=f"{path}:{line}",
                     fix="fill in what is missing, and write categories as numbers (one column each)",
                 ) from None
+    with np.errstate(over="ignore"):
+        infinite = np.argwhere(~np.isfinite(values.astype(np.float32)))
+    if len(infinite):
+        i, j = infinite[0]
+        raise UsageError(
+            f"column {names[j]!r} has {rows[i][1][places[j]]!r:.40}, which is not a finite float32 number "
+            f"({len(infinite)} values are not)",
+            where=f"{path}:{rows[i][0]}",
+            fix="fill in what is missing, or leave the row out",
+        )
     return values
 
 

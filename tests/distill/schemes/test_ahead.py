@@ -106,17 +106,6 @@ def test_taps_are_tried_between_all_that_teach_each_other(lab):
     assert "no tap '12' in" in said
 
 
-@pytest.mark.parametrize(
-    ("transfer", "text"),
-    [
-        ({"without": ["nothing"]}, "unknown class 'nothing'"),
-        ({"unlabelled": "no.npz"}, "no.npz"),
-    ],
-)
-def test_transfer_sets_that_cannot_be(lab, transfer, text):
-    assert text in problem(lab(distill={"transfer": transfer}))
-
-
 def test_a_student_that_cannot_be_trained(lab, tmp_path):
     code = """
         from torch import nn

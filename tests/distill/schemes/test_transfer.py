@@ -7,10 +7,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from edgekd.distill.workshop import Workshop
 from edgekd.errors import UsageError
+from edgekd.pipeline.run import Run
+from edgekd.pipeline.stages import Context
 from edgekd.results import History
 from edgekd.tasks.kinds.classification import cross_entropy
 from tests.distill.schemes.conftest import StopAfter, same
+from tests.heard import Heard
 
 
 def test_cross_entropy_is_the_mean_over_those_that_have_a_label():
@@ -91,6 +95,17 @@ def test_a_transfer_set_that_cannot_be_made_is_refused_before_its_teacher_is_tra
     np.savez("large.npz", x=np.zeros((3, 9, 9), np.uint8))
     with pytest.raises(UsageError, match=message):
         lab(distill={"transfer": transfer}).distill(StopAfter(1))
+
+
+def test_classes_of_which_no_label_is_left_are_told(lab):
+    heard, made = Heard(), lab(distill={"transfer": {"labels": 0.01, "without": ["3"]}})
+    workshop = Workshop(Context(made.config, made.base, Run(made.path), made.path, heard))
+    train = workshop.dataset.train
+    known = {str(label) for label in workshop.dataset.labels[train] if label >= 0}
+    missing = ", ".join(repr(c) for c in "012456789" if c not in known)
+    assert heard.lines == [
+        f"  transfer set: {len(train)} samples, 2 with labels (none of class {missing})"
+    ]
 
 
 @pytest.mark.parametrize("scheme", ["online", "byot", {"born_again": {"generations": 2}}])
