@@ -14,7 +14,8 @@ from edgekd.gate.stage import _figures
 from edgekd.pipeline.line import config_of, run_line
 from edgekd.pipeline.stages import Context
 from edgekd.progress import Silent
-from edgekd.teachers.tables import write_parquet
+from edgekd.teachers.kinds.records import _matrix
+from edgekd.teachers.tables import read_table, write_parquet
 from tests.heard import Heard
 from tests.teachers.runs import changed, teacher_stage
 
@@ -224,6 +225,23 @@ def test_records_that_cannot_be_used_say_why(tmp_path, digits, answers, change, 
     method = "hard" if "label" in columns else "kd"
     with pytest.raises(UsageError, match=message):
         teacher_stage(spec(path, [method]), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rows", "message"),
+    [
+        (".csv", ["logits.a,logits.b", "1,2", "3,x"], "row 2 of column 'logits.b' has 'x', which is"),
+        (".jsonl", ['{"logits": [1, 2]}', '{"logits": [1, "x"]}'], "row 2 of column 'logits' has 'x'"),
+        (".jsonl", ['{"logits": [1, 2]}', '{"logits": [1]}'], "row 2 of column 'logits' has 1 values"),
+        (".jsonl", ['{"logits": {"a": 1}}', '{"logits": {"b": 1}}'], "row 2 of column 'logits' has no 'a'"),
+    ],
+)  # fmt: skip
+def test_what_is_no_number_is_told_with_row_and_column(tmp_path, suffix, rows, message):
+    path = tmp_path / f"r{suffix}"
+    path.write_text("\n".join(rows))
+    with pytest.raises(UsageError, match=message) as told:
+        _matrix(read_table(path), "logits", path)
+    assert told.value.where == str(path)
 
 
 @pytest.mark.parametrize("name", ["r.parquet", "r.npz", "r.csv", "r.jsonl", "r.txt"])

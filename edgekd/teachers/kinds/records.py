@@ -263,21 +263,47 @@ def _matrix(table: Table, gives: Gives, path: Path) -> tuple[np.ndarray, list[st
     """The numbers, float64 (rows, columns), and the columns' names where the file has them."""
     import numpy as np
 
+    used: dict[str, Sequence[Any]] = {}
     try:
         for name in _COLUMNS[gives]:
             if name in table.columns:
                 column = table.columns[name]
+                used = {name: column}
                 if len(column) and isinstance(column[0], dict):
                     keys = list(column[0])
                     return np.array([[row[k] for k in keys] for row in column], np.float64), keys
                 return np.array(list(column), np.float64), None
             several = [n for n in table.columns if n.startswith(f"{name}.")]
             if several:
+                used = {n: table.columns[n] for n in several}
                 values = np.array([table.columns[n] for n in several], np.float64).T
                 return values, [n.partition(".")[2] for n in several]
     except (ValueError, TypeError, KeyError) as error:
-        raise UsageError(f"{gives}: {error}", where=str(path)) from None
+        raise UsageError(_no_numbers(used) or f"{gives}: {error}", where=str(path)) from None
     raise AssertionError(gives)
+
+
+def _no_numbers(columns: dict[str, Sequence[Any]]) -> str | None:
+    """Where in columns of numbers, of lists or of {class: number} the first thing is that is none."""
+    for name, column in columns.items():
+        keys = list(column[0]) if isinstance(column[0], dict) else None
+        for i, value in enumerate(column, 1):
+            where = f"row {i} of column {name!r}"
+            if isinstance(value, dict) and keys is not None:
+                missing = [key for key in keys if key not in value]
+                if missing:
+                    return f"{where} has no {missing[0]!r}"
+            cells = list(value.values()) if isinstance(value, dict) else value
+            parts = cells if isinstance(cells, list) else [cells]
+            for part in parts:
+                try:
+                    float(part)
+                except (ValueError, TypeError):
+                    return f"{where} has {part!r:.40}, which is no number"
+            first = column[0]
+            if isinstance(first, list) and len(parts) != len(first):
+                return f"{where} has {len(parts)} values, the first row {len(first)}"
+    return None
 
 
 def _one_hot(
