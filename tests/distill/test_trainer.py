@@ -9,9 +9,10 @@ from torch import nn
 from edgekd.config.schema import Augment, Data, Training
 from edgekd.data.resolve import load
 from edgekd.data.views import Views
-from edgekd.distill.method import Knowledge
+from edgekd.distill.method import METHODS, Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
+from edgekd.distill.taps import Tapped
 from edgekd.distill.trainer import learning_rate, predict, train
 from edgekd.errors import Interrupted, StageError
 from edgekd.progress import Silent
@@ -225,3 +226,44 @@ def test_max_norm_bounds_the_weights_that_enter_a_unit_and_leaves_shorter_ones(d
     run(bound, digits, tmp_path / "b", weight_decay=0.0, max_norm=limit)
     assert bound[1].weight.norm(dim=1).max() <= limit + 1e-6
     assert bound[1].weight.norm(dim=1).min() < 0.99 * limit
+
+
+def test_layers_that_an_initialisation_does_not_reach_are_trained_after_it(
+    digits, tmp_path, monkeypatch
+):
+    """As by PyTorch's plain SGD, which starts each momentum with the first gradient there is."""
+
+    def learned(folder):
+        teacher, student = network(width=32, seed=1).eval(), network()
+        first = METHODS.get("fitnet").model_validate({"alone": 1, "tap": ["1", "1"], "weight": 1.0})
+        objective = Objective(0.1, (first, KD()))
+        objective.prepare(student, teacher, digits.tensor(digits.train[:4]), seed=0)
+
+        def taught(inputs, indices, view):
+            with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as tapped:
+                return Knowledge(*tapped(inputs))
+
+        history = run(student, digits, folder, objective, teacher=taught)
+        return student, history
+
+    fused, history = learned(tmp_path / "fused")
+    assert [set(epoch.losses) for epoch in history.epochs[:2]] == [
+        {"fitnet"},
+        {"cross_entropy", "kd"},
+    ]
+
+    class Plain(torch.optim.SGD):
+        def __init__(self, *args, fused, **options):
+            super().__init__(*args, foreach=False, **options)
+            self.new = True
+
+        def step(self):
+            if self.new:
+                self.state.clear()
+            self.new = False
+            super().step()
+
+    monkeypatch.setattr(torch.optim, "SGD", Plain)
+    plain, _ = learned(tmp_path / "plain")
+    for a, b in zip(fused.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
