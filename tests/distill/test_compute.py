@@ -9,11 +9,14 @@ from edgekd.data.resolve import load
 from edgekd.data.views import Views
 from edgekd.distill import compute
 from edgekd.distill.compute import choose, laid_out, place, teacher_precision
+from edgekd.distill.method import METHODS
 from edgekd.distill.objective import Objective
 from edgekd.distill.trainer import train
+from edgekd.distill.workshop import seen
 from edgekd.errors import UsageError
 from edgekd.progress import Silent
 from edgekd.results import Computing
+from edgekd.teachers.kinds.torch import TorchTeacher
 from tests.heard import Heard
 
 X = torch.randn(32, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -213,16 +216,28 @@ def test_a_teacher_is_rounded_only_where_its_answers_stay_the_same(monkeypatch):
     assert teacher_precision("auto", answers.__getitem__) == "f32"
 
 
-def trained(path, **settings):
+def convolutional(width, seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(),
+        nn.Linear(width * 36, 10),
+    )  # fmt: skip
+
+
+def trained(path, taps=None, **settings):
+    """From the labels, or with `taps` also from what passes there in a wider network."""
     digits = load(Data(limit=300), 0, path)
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)
-    )
+    model, objective, asked = convolutional(8, 0), Objective(), None
+    if taps is not None:
+        hint = METHODS.get("fitnet").model_validate({"taps": taps, "weight": 1.0})
+        objective = Objective(1.0, (hint,))
+        wider = convolutional(12, 1).eval()
+        objective.prepare(model, wider, digits.tensor(digits.train[:4]), seed=0)
+        asked = seen(TorchTeacher(wider), objective.teacher_taps)
     config = Training(epochs=4, threads=1, compute=Compute(device="cpu", **settings))
     history = train(
-        model, digits, Views(digits, Augment(), 0), Objective(), config, seed=0,
-        checkpoint=path / "checkpoint.pt", progress=Silent(), name="student",
+        model, digits, Views(digits, Augment(), 0), objective, config, seed=0,
+        checkpoint=path / "checkpoint.pt", progress=Silent(), name="student", teacher=asked,
     )  # fmt: skip
     return model, history
 
@@ -239,10 +254,18 @@ def test_lower_precision_keeps_weights_and_losses_in_f32_and_learns_as_well(tmp_
 
 
 @pytest.mark.slow
-def test_a_compiled_training_learns_the_same(tmp_path):
-    plain, _ = trained(tmp_path / "a", precision="f32", channels_last=False, compile=False)
-    model, history = trained(tmp_path / "b", precision="f32", channels_last=False, compile=True)
+def test_a_compiled_training_learns_the_same_at_its_taps_too(tmp_path):
+    settings = {
+        "taps": [["2", "2"], ["4:input", "4:input"]],
+        "precision": "f32",
+        "channels_last": False,
+    }
+    plain, expected = trained(tmp_path / "a", compile=False, **settings)
+    model, history = trained(tmp_path / "b", compile=True, **settings)
     assert history.computing.compile
+    for a, b in zip(expected.epochs, history.epochs, strict=True):
+        assert set(b.losses) == {"cross_entropy", "fitnet"}
+        assert b.losses == pytest.approx(a.losses, rel=1e-3)
     for a, b in zip(plain.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.allclose(a.double(), b.double(), atol=1e-3)
 

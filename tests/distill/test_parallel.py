@@ -20,7 +20,14 @@ CONFIG = """
 data: {source: digits, limit: 400, augment: {crop: 1, views: 2}}
 teacher: {model: "zoo:mlp", args: {hidden: [48], norm: false}, train: {epochs: 2}}
 student: {model: "zoo:mlp", args: {hidden: [16], norm: false}}
-distill: {epochs: 3, batch_size: 64, doctor: false, methods: [{kd: {temperature: 4}}]}
+distill:
+  epochs: 3
+  batch_size: 64
+  doctor: false
+  methods:  # two of them with layers of their own, which are to stay the same in all processes
+    - kd: {temperature: 4}
+    - fitnet: {tap: [penultimate, penultimate], weight: 10}
+    - vid: {taps: [[penultimate, penultimate], ["1", "1"]], weight: 10}
 """
 
 
@@ -67,7 +74,7 @@ def test_two_processes_give_the_loss_curve_and_the_weights_of_one_and_only_one_w
     _, err = finish(start(tmp_path / "two", 2))
     (one, single), (two, double) = results(tmp_path / "one"), results(tmp_path / "two")
     for a, b in zip(one, two, strict=True):
-        assert a["losses"] == pytest.approx(b["losses"], rel=2e-3)
+        assert a["losses"] == pytest.approx(b["losses"], rel=1e-4)
         assert a["validation_loss"] == pytest.approx(b["validation_loss"], rel=5e-3)
     for name, weights in single.items():
         assert np.allclose(weights, double[name], atol=5e-3), name
@@ -80,6 +87,7 @@ def test_two_processes_give_the_loss_curve_and_the_weights_of_one_and_only_one_w
 def test_stopped_together_they_go_on_to_the_same_weights(tmp_path):
     # With batch normalisation: each sees its half, the statistics are averaged.
     config = CONFIG.replace("norm: false", "norm: true").replace("epochs: 3", "epochs: 150")
+    config = config.replace("weight: 10}", "weight: 0.1}")  # so long it would diverge
     finish(start(tmp_path / "whole", 2, config=config))
     stopped = start(tmp_path / "stopped", 2, config=config)
     partial = tmp_path / "stopped/runs/a/.partial"
