@@ -86,7 +86,7 @@ def test_two_processes_give_the_loss_curve_and_the_weights_of_one_and_only_one_w
 
 def test_stopped_together_they_go_on_to_the_same_weights(tmp_path):
     # With batch normalisation: each sees its half, the statistics are averaged.
-    config = CONFIG.replace("norm: false", "norm: true").replace("epochs: 3", "epochs: 150")
+    config = CONFIG.replace("norm: false", "norm: true").replace("epochs: 3", "epochs: 50")
     config = config.replace("weight: 10}", "weight: 0.1}")  # so long it would diverge
     finish(start(tmp_path / "whole", 2, config=config))
     stopped = start(tmp_path / "stopped", 2, config=config)
