@@ -10,6 +10,7 @@ import importlib.metadata
 import re
 import uuid
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,34 @@ def document(contents: Contents, others: Mapping[str, Path], licence: str | None
     }
 
 
-def installed(contents: Contents) -> dict[str, importlib.metadata.Distribution]:
+@dataclass(frozen=True)
+class Package:
+    """What the metadata of an installed package says; `importlib` would read it anew at every look."""
+
+    name: str
+    version: str
+    requires: tuple[str, ...]
+    fields: Mapping[str, Any]
+
+    @classmethod
+    def find(cls, name: str) -> Package:
+        """Raises PackageNotFoundError, or ValueError for what is no name."""
+        distribution = importlib.metadata.distribution(name)
+        metadata = distribution.metadata
+        return cls(
+            metadata["Name"],
+            metadata["Version"],
+            tuple(distribution.requires or ()),
+            metadata.json,
+        )
+
+
+def installed(contents: Contents) -> dict[str, Package]:
     """What edgekd and the packages in the manifest need, by canonical name, sorted.
 
     Without edgekd itself, and only what is installed here.
     """
-    found: dict[str, importlib.metadata.Distribution] = {}
+    found: dict[str, Package] = {}
     recorded = contents.manifest.environment.get("packages")
     waiting = [_ROOT, *(recorded if isinstance(recorded, Mapping) else ())]
     seen: set[str] = set()
@@ -93,7 +116,7 @@ def installed(contents: Contents) -> dict[str, importlib.metadata.Distribution]:
             continue
         seen.add(name)
         try:
-            found[name] = importlib.metadata.distribution(name)
+            found[name] = Package.find(name)
         except (importlib.metadata.PackageNotFoundError, ValueError):
             continue
         waiting += _needs(found[name], _EXTRAS if name == _ROOT else ())
@@ -101,8 +124,8 @@ def installed(contents: Contents) -> dict[str, importlib.metadata.Distribution]:
     return dict(sorted(found.items()))
 
 
-def _needs(package: importlib.metadata.Distribution, extras: tuple[str, ...] = ()) -> Iterator[str]:
-    for text in package.requires or ():
+def _needs(package: Package, extras: tuple[str, ...] = ()) -> Iterator[str]:
+    for text in package.requires:
         needed = Requirement(text)
         if needed.marker is None or any(
             needed.marker.evaluate({"extra": extra}) for extra in ("", *extras)
@@ -110,9 +133,9 @@ def _needs(package: importlib.metadata.Distribution, extras: tuple[str, ...] = (
             yield canonicalize_name(needed.name)
 
 
-def licences(package: importlib.metadata.Distribution) -> list[dict[str, Any]]:
+def licences(package: Package) -> list[dict[str, Any]]:
     """What the package's metadata says of its licence, the most exact first; as CycloneDX has it."""
-    fields = package.metadata.json
+    fields = package.fields
     expression = fields.get("license_expression")
     if expression:
         return [{"expression": str(expression)}]
@@ -127,7 +150,7 @@ def licences(package: importlib.metadata.Distribution) -> list[dict[str, Any]]:
     return [_named(free if 0 < len(free) <= _LONGEST else "unknown")]
 
 
-def licence_text(package: importlib.metadata.Distribution) -> str:
+def licence_text(package: Package) -> str:
     """The same in one line."""
     return ", ".join(
         str(entry.get("expression") or entry["license"]["name"]) for entry in licences(package)
@@ -138,13 +161,13 @@ def _named(name: str) -> dict[str, Any]:
     return {"license": {"name": name}}
 
 
-def _reference(package: importlib.metadata.Distribution) -> str:
+def _reference(package: Package) -> str:
     """A package URL, purl-spec type pypi."""
     version = re.sub(r"[^A-Za-z0-9.+_-]", "", package.version).replace("+", "%2B")
     return f"pkg:pypi/{canonicalize_name(package.name)}@{version}"
 
 
-def _package(package: importlib.metadata.Distribution) -> dict[str, Any]:
+def _package(package: Package) -> dict[str, Any]:
     return {
         "type": "library",
         "bom-ref": _reference(package),

@@ -18,6 +18,15 @@ def digits(tmp_path_factory):
     return load(Data(), 0, tmp_path_factory.mktemp("base"))
 
 
+def test_the_digits_are_those_of_scikit_learn(digits):
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    assert np.array_equal(digits.inputs[:, 0], bunch.images)
+    assert np.array_equal(digits.labels, bunch.target)
+    assert digits.classes == tuple(map(str, bunch.target_names))
+
+
 def shares(labels):
     return np.bincount(labels, minlength=10) / len(labels)
 
