@@ -16,6 +16,9 @@ from hypothesis import HealthCheck, settings
 
 from edgekd.signals import forget_alternate_stack
 
+# Whatever PYTHONDONTWRITEBYTECODE says: hundreds of processes import the files that collecting imports.
+WRITES_NO_BYTECODE, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+
 pytest_plugins = ["tests.exported_models", "tests.profile.ssh_device"]
 
 # The same examples in every run; HYPOTHESIS_PROFILE=explore looks for new ones.
@@ -28,6 +31,27 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeat"))
 # A shell that starts the tests in the background makes them ignore Ctrl-C, which some of them press.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+# Of these files the longest comes first: a worker takes whole files, and one that begins a long file last is
+# left alone with it. Seconds on two cores, fast and slow tests together; all others take less.
+LONGEST = (
+    "packaging/test_readme.py", "pipeline/test_line.py", "search/test_search.py", "cli/test_cli.py",
+    "profile/test_bundle.py", "quantize/test_qat.py", "text/test_example.py", "e2e/test_mnist.py",
+    "search/test_ray.py", "distill/test_parallel.py", "models/test_unet.py", "teachers/test_mlserver.py",
+    "export/test_formats.py", "tasks/test_regression_run.py", "profile/test_ssh.py",
+    "profile/test_adb.py", "profile/test_device.py", "profile/test_browser.py", "profile/test_costs.py",
+    "profile/test_limits.py", "history/test_record.py", "profile/test_operators.py",
+    "quantize/test_backend.py", "teachers/test_oip.py", "gate/test_command.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first; collecting is over."""
+    rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+    # Tests write modules of their own, some of them twice in a second.
+    sys.dont_write_bytecode = WRITES_NO_BYTECODE
 
 
 @pytest.hookimpl(tryfirst=True)

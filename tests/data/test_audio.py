@@ -211,7 +211,13 @@ def test_spoken_words_to_a_gated_report(tmp_path):
         "teacher": {"model": "zoo:resnet8", "train": train},
         "student": {"model": "zoo:dscnn-kws", "args": {"width": 16, "depth": 2}},
         "distill": {**train, "epochs": 15},
-        "profile": {"max_seconds": 0.6, "interval": 0.5, "launches": 1, "operators": False},
+        "profile": {
+            "min_seconds": 0.05,
+            "max_seconds": 0.6,
+            "interval": 0.5,
+            "launches": 1,
+            "operators": False,
+        },
         "gate": {"on_inconclusive": "warn", "budgets": [{"metric": "accuracy", "min": "80 %"}]},
     }
     run = edgekd.compress(config, out=tmp_path / "run")

@@ -27,7 +27,7 @@ def test_mnist_idx_files_to_a_report_that_passes_its_budgets(mnist, tmp_path):
         "teacher": {"model": "zoo:resnet8", "train": {"epochs": 5, "learning_rate": 0.1}},
         "student": {"model": "zoo:dscnn", "args": {"width": 8}},
         "distill": {"epochs": 8, "learning_rate": 0.1},
-        "profile": {"max_seconds": 5, "interval": 0.05},
+        "profile": {"max_seconds": 1, "launches": 2},
         "gate": {
             "on_inconclusive": "warn",
             "budgets": [

@@ -96,7 +96,7 @@ def test_pictures_to_a_gated_report(tmp_path):
             "methods": [{"kd": {"temperature": 2.0}}, "cwd"], "alpha": 0.5, **train, "epochs": 50,
         },
         "quantize": {"max_drop": "20 points"},
-        "profile": {"max_seconds": 0.6, "interval": 0.5, "launches": 1},
+        "profile": {"min_seconds": 0.05, "max_seconds": 0.6, "interval": 0.5, "launches": 1},
         "gate": {
             "on_inconclusive": "warn",
             "budgets": [

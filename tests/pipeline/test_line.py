@@ -43,7 +43,7 @@ TINY = {
     "distill": {"epochs": 4, "threads": 1, "learning_rate": 0.05},
     "export": {"producer": "onnx"},
     "profile": {
-        "min_seconds": 0.05, "max_seconds": 2, "interval": 0.5, "launches": 1, "operators": False,
+        "min_seconds": 0.05, "max_seconds": 0.5, "interval": 0.5, "launches": 1, "operators": False,
     },
     "gate": {"budgets": [{"metric": "accuracy", "min": "30 %"}]},
     "history": None,

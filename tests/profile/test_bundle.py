@@ -183,7 +183,7 @@ class TestTheWholeWay:
     def test_changed_settings_are_named(self, mine, capsys):
         assert run_command("import", "result.json") == 0
         assert run_command("profile", "runs/tiny", "-q", "--set", "profile.max_seconds=3") == 3
-        assert "max_seconds is 2.0, here 3.0" in capsys.readouterr().err
+        assert "max_seconds is 0.5, here 3.0" in capsys.readouterr().err
         assert run_command("bundle", "runs/tiny", "-o", "new.zip") == 0
         with zipfile.ZipFile("new.zip") as packed:
             plan = json.loads(packed.read("MANIFEST.json"))["plan"]
@@ -468,7 +468,7 @@ HOSTILE_RESULTS = {
         "batch_size": 2, "warmup": 1, "conclusive": True, "steady": True}}, "precision and batch"),
     "a tolerance of its own": ({"models/*/device_parity/tolerance": 9.0}, "not the bundle's"),
     "an edited plan": ({"manifest/plan/max_seconds": 1.0},
-                       "another bundle.*plan.max_seconds is 1.0, here 2.0"),
+                       "another bundle.*plan.max_seconds is 1.0, here 0.5"),
     "an edited model": ({"manifest/files/bench.pyz": "0" * 64}, "bench.pyz is another file"),
     "another run's": ({"manifest/id": "0" * 64, "manifest/run": "other"}, "run is other, here tiny"),
     "another target's": ({"manifest/target": "local"}, "no bundle for target 'local'"),

@@ -12,6 +12,9 @@ from edgekd.errors import UsageError
 from tests.search.conftest import TINY, Lab
 from tests.search.test_search import LONG, until
 
+# Both trials are to be on their way at once, and the second worker may start seconds after the first.
+LONGER = LONG | {"epochs": 250}
+
 
 def ray_workers():
     """Processes of the cluster that run a trial; Ray names them after the task."""
@@ -38,7 +41,7 @@ def cluster():
 @pytest.mark.slow
 def test_a_worker_that_is_killed_in_mid_trial_loses_nothing(cluster, tmp_path):
     search = {**TINY["search"], "candidates": 2, "trials": 2, "rungs": 1, "prune": []}
-    distill = {**TINY["distill"], **LONG}
+    distill = {**TINY["distill"], **LONGER}
     lab = Lab(tmp_path, distill=distill, search={**search, "engine": "ray://", "jobs": 2})
     killed: list[int] = []
 

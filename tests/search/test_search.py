@@ -181,7 +181,7 @@ def alive(pid):
         return False
 
 
-LONG = {"epochs": 250, "checkpoint_every": 0.1}
+LONG = {"epochs": 120, "checkpoint_every": 0.1}
 
 
 def long_search(path):
@@ -191,6 +191,14 @@ def long_search(path):
         distill={**TINY["distill"], **LONG},
         search={**TINY["search"], "candidates": 1, "trials": 1, "rungs": 1, "prune": []},
     )
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The same, never stopped."""
+    lab = long_search(tmp_path_factory.mktemp("straight"))
+    lab.report = lab.search()
+    return lab
 
 
 def test_the_command_prints_what_it_found_and_exits_with_the_verdict(searched):
@@ -217,7 +225,7 @@ def test_the_shell_completes_the_command_and_its_options():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_search_that_is_stopped_goes_on_to_the_same_weights(tmp_path, how):
+def test_a_search_that_is_stopped_goes_on_to_the_same_weights(straight, tmp_path, how):
     lab = long_search(tmp_path)
     process = start(lab)
     (checkpoint,) = until(lambda: list(lab.out.glob("trials/*/checkpoint.pt")))
@@ -237,10 +245,8 @@ def test_a_search_that_is_stopped_goes_on_to_the_same_weights(tmp_path, how):
     assert again.returncode == 0, told
     # It says so only when it did not begin anew.
     found = json.loads(printed)
-    straight = Lab(tmp_path / "straight", **{k: lab.value[k] for k in ("distill", "search")})
-    straight.base.mkdir()
-    report = straight.search()
-    assert found["points"][0]["accuracy"] == report.points[0].accuracy.model_dump(mode="json")
+    (point,) = straight.report.points
+    assert found["points"][0]["accuracy"] == point.accuracy.model_dump(mode="json")
     same = [best_weights(place.out) for place in (lab, straight)]
     assert all(np.array_equal(same[0][k], same[1][k]) for k in same[0])
 
@@ -254,7 +260,9 @@ def best_weights(out):
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_is_replaced_and_the_trial_goes_on_from_its_checkpoint(tmp_path):
+def test_a_worker_that_dies_is_replaced_and_the_trial_goes_on_from_its_checkpoint(
+    straight, tmp_path
+):
     lab = long_search(tmp_path)
     process = start(lab)
     until(lambda: list(lab.out.glob("trials/*/checkpoint.pt")))
@@ -264,9 +272,6 @@ def test_a_worker_that_dies_is_replaced_and_the_trial_goes_on_from_its_checkpoin
     assert second != worker
     _, told = process.communicate(timeout=200)
     assert process.returncode == 0, told
-    straight = Lab(tmp_path / "straight", **{k: lab.value[k] for k in ("distill", "search")})
-    straight.base.mkdir()
-    straight.search()
     same = [best_weights(place.out) for place in (lab, straight)]
     assert all(np.array_equal(same[0][k], same[1][k]) for k in same[0])
 

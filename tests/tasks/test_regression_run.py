@@ -43,7 +43,9 @@ def config(folder, **more):
             "epochs": 30, "optimizer": "adamw", "learning_rate": 0.02,
         },
         "quantize": {},
-        "profile": {"max_seconds": 0.6, "interval": 0.5, "launches": 1, "operators": False},
+        "profile": {
+            "min_seconds": 0.05, "max_seconds": 0.6, "interval": 0.5, "launches": 1, "operators": False,
+        },
         "gate": {
             "on_inconclusive": "warn",
             "budgets": [

@@ -18,7 +18,7 @@ SMALL = {
     "export": {"formats": ["onnx"]},
     "verify": {"tolerance": 1e-3},
     "profile": {
-        "min_seconds": 0.05, "max_seconds": 2, "interval": 0.5, "launches": 2, "operators": False,
+        "min_seconds": 0.05, "max_seconds": 0.5, "interval": 0.5, "launches": 2, "operators": False,
     },
     "history": None,
 }  # fmt: skip
