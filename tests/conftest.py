@@ -38,7 +38,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 LONGEST = (
     "packaging/test_readme.py", "pipeline/test_line.py", "search/test_search.py", "cli/test_cli.py",
     "profile/test_bundle.py", "quantize/test_qat.py", "text/test_example.py", "e2e/test_mnist.py",
-    "search/test_ray.py", "distill/test_parallel.py", "models/test_unet.py", "teachers/test_mlserver.py",
+    "distill/test_parallel.py", "teachers/test_mlserver.py", "search/test_ray.py", "models/test_unet.py",
+    "series/test_ts.py",
     "export/test_formats.py", "tasks/test_regression_run.py", "profile/test_ssh.py",
     "profile/test_adb.py", "profile/test_device.py", "profile/test_browser.py", "profile/test_costs.py",
     "profile/test_limits.py", "history/test_record.py", "profile/test_operators.py",
@@ -47,8 +48,17 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first; collecting is over."""
+    """The longest files first; collecting is over.
+
+    Raises UsageError for a slow test that `run.sh` would not find, and for a long file that is gone.
+    """
+    for name in ("slow", "timing"):
+        for path in {item.path for item in items if item.get_closest_marker(name)}:
+            if f"pytest.mark.{name}" not in path.read_text(encoding="utf-8"):
+                raise pytest.UsageError(f"{path}: run.sh looks for `pytest.mark.{name}` in it")
     rank = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    if gone := [str(path) for path in rank if not path.exists()]:
+        raise pytest.UsageError(f"LONGEST names {', '.join(gone)}")
     items.sort(key=lambda item: rank.get(item.path, len(rank)))
     # Tests write modules of their own, some of them twice in a second.
     sys.dont_write_bytecode = WRITES_NO_BYTECODE

@@ -91,16 +91,20 @@ side_by_side() {
   done
 }
 
+# Files that name a marker (tests/conftest.py sees to it that they do): to import all others takes longer
+# than what is wanted of them.
+marked() { grep -rl --include='test_*.py' "pytest\.mark\.$1" tests; }
+
 step "fast tests"
 coverage=()
 [[ -n "${COVERAGE:-}" ]] && coverage=(--cov --cov-report=term)
 side_by_side "$logs/fast" -m "not slow and not timing" "${coverage[@]}" --durations=25
 step "slow tests"
-side_by_side "$logs/slow" -m "slow and not timing" --timeout=900 --durations=10
+mapfile -t files < <(marked slow)
+side_by_side "$logs/slow" -m "slow and not timing" --timeout=900 --durations=10 "${files[@]}"
 step "timings, alone"
-# To import every other file of tests takes longer than the timings.
-mapfile -t timed < <(grep -rl --include='test_*.py' 'pytest\.mark\.timing' tests)
-python -m pytest -m timing --timeout=900 "${timed[@]}" | tee "$logs/timing"
+mapfile -t files < <(marked timing)
+python -m pytest -m timing --timeout=900 "${files[@]}" | tee "$logs/timing"
 
 # pytest's own closing lines, last.
 tail -qn 1 "$logs/fast" "$logs/slow" "$logs/timing"
