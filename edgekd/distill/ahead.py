@@ -1,4 +1,4 @@
-"""Stage `distill` once through with untrained networks, on four samples: what does not go together is told
+"""Stage `distill` once through with untrained networks, on a few samples: what does not go together is told
 before hours of training a teacher.
 """
 
@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,12 +22,13 @@ from edgekd.distill.taps import Tapped
 from edgekd.distill.workshop import numbered, population, seen
 from edgekd.errors import UsageError
 from edgekd.models import role
+from edgekd.models.resolve import line_of
 from edgekd.models.start import start_from
 from edgekd.pipeline.stages import Context
 from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.teacher import TORCH, kind_of
 
-SAMPLES = 4
+SAMPLES = 32
 
 
 def rehearse(context: Context) -> None:
@@ -86,13 +86,22 @@ def _lesson(context: Context, of_teacher: Model, of_student: Model) -> None:
     """The first step of a student of this teacher; of one that is no network here, without it."""
     config, dataset = context.config, context.dataset
     student = _network(context, of_student).train()
-    rows = np.resize(dataset.train, SAMPLES)
+    # As many as a step has: a network may not take fewer.
+    rows = dataset.train[: min(config.distill.batch_size, SAMPLES)]
     inputs, indices = dataset.tensor(rows), torch.from_numpy(rows)
     distill = config.distill
     where = (
         "student" if of_student is config.student else f"distill.scheme.{distill.scheme.entry.name}"
     )
-    check_gradient(student(inputs), f"{where} {of_student.model}")
+    where = f"{where} {of_student.model}"
+    try:
+        outputs = student(inputs)
+    except Exception as error:
+        raise UsageError(
+            f"fails in training, on inputs of shape {tuple(inputs.shape)}: {line_of(error)}",
+            where=where,
+        ) from None
+    check_gradient(outputs, where)
     if kind_of(of_teacher.model).kind != TORCH or not distill.methods.entries:
         return
     teacher = TorchTeacher(_network(context, of_teacher))
@@ -100,7 +109,7 @@ def _lesson(context: Context, of_teacher: Model, of_student: Model) -> None:
         start_from(student, teacher.module, config.student.start)
     methods = suggested(dataset)[1] if distill.methods.auto else distill.methods.entries
     objective = Objective(1.0, methods, hard_loss(dataset))
-    objective.prepare(student, teacher.module, inputs, 0, population(dataset))
+    objective.prepare(student, teacher.module, inputs[:4], 0, population(dataset))
     known = numbered(seen(teacher, objective.teacher_taps), dataset.input)(inputs, indices, 0)
     with Tapped(student, objective.student_taps) as tapped:
         answer = Knowledge(*tapped(inputs))

@@ -21,6 +21,8 @@ from edgekd.results import Accuracy
 
 # A term whose gradient is this many times smaller than the largest one does not matter.
 _OUTWEIGHED = 100.0
+# How many times more is no matter of one that `settles`.
+_SETTLING = 100.0
 # How many times smaller a suggested weight leaves it.
 _BALANCED = 10.0
 _LARGEST_RATE = {"sgd": 1.0, "adamw": 0.05}
@@ -206,21 +208,24 @@ def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[
     # What a scheme adds is small at first and grows with what its networks know.
     configured = {n: v for n, v in norms.items() if n in weights or n == objective.hard.name}
     largest = max(configured, key=lambda name: configured[name], default="")
-    told = any(norms[largest] <= _OUTWEIGHED * norms[m] for m in soft if m != largest)
+    settling = any(method.settles for method in objective.methods if method.name == largest)
+    more = _OUTWEIGHED * (_SETTLING if settling else 1)
+    told = any(norms[largest] <= more * norms[m] for m in soft if m != largest)
     for name, norm in norms.items():
         if not math.isfinite(norm):
             yield f"the gradient of {name} is not finite: lower its weight, or check the data"
         elif norm == 0:
             yield f"{name} gives the student no gradient: it teaches nothing; check its weight and taps"
-        elif name not in configured or norms[largest] <= _OUTWEIGHED * norm:
+        elif name not in configured or norms[largest] <= more * norm:
             continue
         elif name in weights or not told:
             factor = float(f"{norms[largest] / norm:.1g}")
+            share = _BALANCED * more / _OUTWEIGHED / factor
             if name not in weights:
                 # Of the labels: alpha is a share.
-                advice = f"try {largest}.weight: {weights[largest] * _BALANCED / factor:.2g}"
+                advice = f"try {largest}.weight: {weights[largest] * share:.2g}"
             else:
-                advice = f"try {name}.weight: {weights[name] * factor / _BALANCED:.2g}, or lower the other's"
+                advice = f"try {name}.weight: {weights[name] / share:.2g}, or lower the other's"
             yield (
                 f"{name} is outweighed at the start: its gradient is {factor:g} times smaller than that "
                 f"of {largest}; {advice}"

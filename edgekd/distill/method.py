@@ -63,6 +63,9 @@ class Method(BaseModel):
     labelled: ClassVar[bool] = False
     # Whether processes that each see a share of every batch can compute it together.
     divisible: ClassVar[bool] = True
+    # Whether it is of normalised features, so that its gradient is large while the student's are small: in
+    # ten steps it falls to a tenth or less (at: a hundredth).
+    settles: ClassVar[bool] = False
     # Whether it holds where outputs are numbers, not logits.
     numbers: ClassVar[bool] = False
     # Whether it holds where outputs are maps, logits (n, classes, height, width).

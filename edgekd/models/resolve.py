@@ -146,7 +146,7 @@ def check(
             logits = module(inputs)
     except Exception as error:
         raise UsageError(
-            f"cannot take inputs of shape {('n', *input_shape)}: {_line(error)}", where=role
+            f"cannot take inputs of shape {('n', *input_shape)}: {line_of(error)}", where=role
         ) from None
     finally:
         module.train(was_training)
@@ -272,7 +272,7 @@ def _import(kind: str, name: str, base: Path, where: str) -> Callable[..., Any]:
             module = _load_file(path) if kind.endswith(".py") else importlib.import_module(kind)
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"importing {path} failed: {_line(error)}", where=_frame(error, path)
+            f"importing {path} failed: {line_of(error)}", where=_frame(error, path)
         ) from None
     loaded = getattr(module, "__file__", None)
     if loaded is None or Path(loaded).resolve() != path.resolve():
@@ -347,13 +347,14 @@ def _call(
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"cannot be built with these args: {_line(error)}",
+            f"cannot be built with these args: {line_of(error)}",
             where=place,
             fix=f"it failed at {_frame(error, None)}; its args were {args}",
         ) from None
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """Its kind and the first line of what it says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:300]}" if text else type(error).__name__
 

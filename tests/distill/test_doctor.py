@@ -11,6 +11,7 @@ from edgekd.distill.doctor import examine, gradient_line, gradient_norms
 from edgekd.distill.method import METHODS, Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
+from edgekd.distill.taps import Tapped
 from edgekd.tasks.kinds.classification import accuracy
 
 CLASSES, N = 4, 32
@@ -124,6 +125,24 @@ def test_a_term_that_is_drowned_is_named_with_the_factor():
     assert norms["kd"] / norms["cross_entropy"] == pytest.approx(10, rel=0.5)
     assert "that of kd" in complaint
     assert complaints(Objective(1.0, (METHODS.get("logits")(),))) == []
+
+
+def test_a_loss_of_normalised_features_may_be_large_at_the_start_but_not_out_of_all_proportion():
+    rkd = METHODS.get("rkd")
+    student, teacher = network(), network()
+
+    def found(weight):
+        objective = Objective(0.1, (KD(), rkd(weight=weight)))
+        objective.prepare(student, teacher.eval(), INPUTS[:4], 0)
+        with torch.no_grad(), Tapped(teacher, objective.teacher_taps) as tapped:
+            known = Knowledge(*tapped(INPUTS))
+        accuracy, config = teacher_accuracy(), Distill()
+        return examine(student, objective, config, accuracy, INPUTS, known, LABELS)
+
+    one = found(1.0).norms
+    balanced = one["kd"] / one["rkd"]
+    assert found(1000 * balanced).complaints == []
+    assert "kd is outweighed" in found(100_000 * balanced).complaints[-1]
 
 
 def test_what_a_scheme_adds_is_neither_outweighed_nor_outweighs():

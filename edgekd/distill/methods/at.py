@@ -17,6 +17,7 @@ class AT(FeatureMethod):
     """Σ over stages of mean (Q_s/‖Q_s‖ − Q_t/‖Q_t‖)², Q = Σ_c f² as a vector over positions."""
 
     place: ClassVar[Literal["stages"]] = "stages"
+    settles: ClassVar[bool] = True
     weight: float = Field(1000.0, ge=0, allow_inf_nan=False)
 
     def build(self, student: Knowledge, teacher: Knowledge) -> Loss:

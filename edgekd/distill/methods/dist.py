@@ -21,6 +21,7 @@ class DIST(Method):
     """
 
     labels: ClassVar[float] = 1.0
+    settles: ClassVar[bool] = True
     temperature: float = Field(4.0, gt=0, le=1000)
     beta: float = Field(2.0, ge=0, allow_inf_nan=False)
     gamma: float = Field(2.0, ge=0, allow_inf_nan=False)

@@ -26,6 +26,7 @@ class FT(FeatureMethod):
     """
 
     place: ClassVar[Literal["last stage"]] = "last stage"
+    settles: ClassVar[bool] = True
     weight: float = Field(200.0, ge=0, allow_inf_nan=False)
     rate: float = Field(
         0.5, gt=0, le=4, description="k: channels of a factor per one of the teacher's."

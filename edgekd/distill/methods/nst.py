@@ -20,6 +20,7 @@ class NST(FeatureMethod):
     """Squared MMD of the channels' unit activation maps, with the kernel (xᵀy)² (eqs. 3–5)."""
 
     place: ClassVar[Literal["last stage"]] = "last stage"
+    settles: ClassVar[bool] = True
     weight: float = Field(50.0, ge=0, allow_inf_nan=False)
 
     def build(self, student: Knowledge, teacher: Knowledge) -> Loss:

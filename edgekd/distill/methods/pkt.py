@@ -19,6 +19,7 @@ class PKT(FeatureMethod):
     """Mean of p·log(p/q), p and q the rows of cosine affinities (1 + cos)/2 that sum to one."""
 
     place: ClassVar[Literal["penultimate"]] = "penultimate"
+    settles: ClassVar[bool] = True
     weight: float = Field(3e4, ge=0, allow_inf_nan=False)
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:

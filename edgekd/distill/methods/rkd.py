@@ -17,6 +17,7 @@ class RKD(FeatureMethod):
     """distance · l(ψ_D) + angle · l(ψ_A), l the smooth L1 of student's and teacher's potentials."""
 
     place: ClassVar[Literal["penultimate"]] = "penultimate"
+    settles: ClassVar[bool] = True
     distance: float = Field(25.0, ge=0, allow_inf_nan=False)
     angle: float = Field(50.0, ge=0, allow_inf_nan=False)
 

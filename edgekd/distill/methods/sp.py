@@ -17,6 +17,7 @@ class SP(FeatureMethod):
     """‖G_t − G_s‖²_F / n², G the samples' inner products with rows of unit length."""
 
     place: ClassVar[Literal["last stage"]] = "last stage"
+    settles: ClassVar[bool] = True
     weight: float = Field(3000.0, ge=0, allow_inf_nan=False)
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ def test_a_loss_that_fails_on_these_features_is_named_with_their_shapes(lab, mon
     pair = {"tap": ["penultimate", "penultimate"]}
     said = problem(lab(distill=methods({"fitnet": pair}, "kd")))
     assert said.startswith(
-        "distill.methods.0.fitnet: cannot be computed from what passes its taps: 4:input (4, 48) → "
-        "4:input (4, 12) (mat1 and mat2"
+        "distill.methods.0.fitnet: cannot be computed from what passes its taps: 4:input (32, 48) → "
+        "4:input (32, 12) (mat1 and mat2"
     )
 
 
@@ -110,6 +110,15 @@ def test_a_student_that_cannot_be_trained(lab, tmp_path):
     code = """
         from torch import nn
 
+        class Failing(nn.Linear):
+            def forward(self, x):
+                if self.training and len(x) > 8:
+                    raise ValueError("too many")
+                return super().forward(x.flatten(1))
+
+        def failing():
+            return Failing(64, 10)
+
         class Fixed(nn.Module):
             def __init__(self):
                 super().__init__()
@@ -121,6 +130,13 @@ def test_a_student_that_cannot_be_trained(lab, tmp_path):
     (tmp_path / "fixed.py").write_text(textwrap.dedent(code))
     fixed = {"model": f"{tmp_path}/fixed.py:Fixed", "args": {}}
     assert "have no gradient" in problem(lab(student=fixed))
+    failing = f"{tmp_path}/fixed.py:failing"
+    said = problem(lab(student={"model": failing, "args": {}}))
+    assert said.startswith(
+        f"student {failing}: fails in training, on inputs of shape (32, 1, 8, 8): "
+    )
+    assert said.endswith("ValueError: too many")
+    lab("small", student={"model": failing, "args": {}}, distill={"batch_size": 8}).distill()
     with pytest.raises(UsageError, match="have no gradient"):
         lab("teacher", teacher={**fixed, "train": {"epochs": 1}}).distill()
 
