@@ -33,17 +33,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Of these files the longest comes first: a worker takes whole files, and one that begins a long file last is
-# left alone with it. Seconds on two cores, fast and slow tests together; all others take less.
+# The longest first, by seconds of the fast or the slow tests in them: a worker takes whole files, and one that
+# begins with a long file last is left alone with it. On a new machine test_qat also waits for a compiler.
 LONGEST = (
     "packaging/test_readme.py", "pipeline/test_line.py", "search/test_search.py", "cli/test_cli.py",
-    "profile/test_bundle.py", "quantize/test_qat.py", "text/test_example.py", "e2e/test_mnist.py",
-    "distill/test_parallel.py", "teachers/test_mlserver.py", "search/test_ray.py", "models/test_unet.py",
-    "series/test_ts.py",
-    "export/test_formats.py", "tasks/test_regression_run.py", "profile/test_ssh.py",
-    "profile/test_adb.py", "profile/test_device.py", "profile/test_browser.py", "profile/test_costs.py",
-    "profile/test_limits.py", "history/test_record.py", "profile/test_operators.py",
-    "quantize/test_backend.py", "teachers/test_oip.py", "gate/test_command.py",
+    "quantize/test_qat.py", "e2e/test_aarch64.py", "e2e/test_mnist.py", "text/test_example.py",
+    "export/test_formats.py", "profile/test_bundle.py", "profile/test_ssh.py", "profile/test_adb.py",
+    "distill/test_parallel.py", "models/test_prune_heads.py", "profile/test_device.py",
+    "quantize/test_stage.py", "models/test_unet.py", "teachers/test_mlserver.py",
+    "imitation/test_transformers_serve.py", "series/test_ts.py", "search/test_ray.py",
+    "tasks/test_regression_run.py", "quantize/test_backend.py", "profile/test_costs.py",
+    "quantize/test_fake_quantize.py", "profile/test_browser.py", "profile/test_operators.py",
+    "data/test_audio.py", "history/test_record.py", "export/test_matrix.py", "teachers/test_oip.py",
+    "gate/test_command.py", "text/test_files.py",
 )  # fmt: skip
 
 

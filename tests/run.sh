@@ -93,7 +93,7 @@ side_by_side() {
 
 # Files that name a marker (tests/conftest.py sees to it that they do): to import all others takes longer
 # than what is wanted of them.
-marked() { grep -rl --include='test_*.py' "pytest\.mark\.$1" tests; }
+marked() { grep -rl --include='test_*.py' "pytest\.mark\.$1" tests | sort; }
 
 step "fast tests"
 coverage=()
