@@ -33,8 +33,8 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# The longest first, by seconds of the fast or the slow tests in them: a worker takes whole files, and one that
-# begins with a long file last is left alone with it. On a new machine test_qat also waits for a compiler.
+# The longest first, by seconds of the fast or the slow tests in them: a worker takes whole files, and one
+# that begins with a long file last is left alone with it. On a new machine test_qat also waits for a compiler.
 LONGEST = (
     "packaging/test_readme.py", "pipeline/test_line.py", "search/test_search.py", "cli/test_cli.py",
     "quantize/test_qat.py", "e2e/test_aarch64.py", "e2e/test_mnist.py", "text/test_example.py",
