@@ -34,7 +34,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 
 # The longest first, by seconds of the fast or the slow tests in them: a worker takes whole files, and one
-# that begins with a long file last is left alone with it. On a new machine test_qat also waits for a compiler.
+# that begins with a long file last is left alone with it. On a new machine test_qat waits for a compiler too.
 LONGEST = (
     "packaging/test_readme.py", "pipeline/test_line.py", "search/test_search.py", "cli/test_cli.py",
     "quantize/test_qat.py", "e2e/test_aarch64.py", "e2e/test_mnist.py", "text/test_example.py",
