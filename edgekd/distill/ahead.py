@@ -4,6 +4,7 @@ before hours of training a teacher.
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,11 +45,22 @@ def rehearse(context: Context) -> None:
     if config.distill.transfer != Transfer():
         transfer_set(dataset, config.distill.transfer, config.data, config.data.seed, base)
     scheme = config.distill.scheme.entry
-    for key, network in scheme.networks().items():
-        _network(context, network, f"distill.scheme.{scheme.name}.{key}")
+    for where, network in _trained(config):
+        _check_trains(_network(context, network, where), context, f"{where} {network.model}")
     scheme.check_data(_network(context, config.student), dataset)
-    for teacher, student in scheme.lessons(config):
-        _lesson(context, teacher, student)
+    if config.distill.methods.entries:
+        for teacher, student in scheme.lessons(config):
+            _lesson(context, teacher, student)
+
+
+def _trained(config: Config) -> Iterator[tuple[str, Model]]:
+    """The networks that are trained here, with their keys."""
+    scheme = config.distill.scheme.entry
+    if kind_of(config.teacher.model).kind == TORCH and not config.teacher.weights:
+        yield "teacher", config.teacher
+    yield "student", config.student
+    for key, network in scheme.networks().items():
+        yield f"distill.scheme.{scheme.name}.{key}", network
 
 
 def _trainings(config: Config) -> Iterator[tuple[str, Training]]:
@@ -82,33 +94,52 @@ def _network(context: Context, model: Model, where: str | None = None) -> nn.Mod
     )
 
 
-def _lesson(context: Context, of_teacher: Model, of_student: Model) -> None:
-    """The first step of a student of this teacher; of one that is no network here, without it."""
-    config, dataset = context.config, context.dataset
-    student = _network(context, of_student).train()
-    # As many as a step has: a network may not take fewer.
-    rows = dataset.train[: min(config.distill.batch_size, SAMPLES)]
-    inputs, indices = dataset.tensor(rows), torch.from_numpy(rows)
-    distill = config.distill
-    where = (
-        "student" if of_student is config.student else f"distill.scheme.{distill.scheme.entry.name}"
-    )
-    where = f"{where} {of_student.model}"
+def _batch(context: Context) -> torch.Tensor:
+    """As many inputs as a step has, for a network may not take fewer; but no more than show something."""
+    dataset = context.dataset
+    return dataset.tensor(dataset.train[: min(context.config.distill.batch_size, SAMPLES)])
+
+
+def _check_trains(module: nn.Module, context: Context, where: str) -> None:
+    """Raises UsageError for a network that fails in training mode, or that nothing can be learned from."""
+    inputs = _batch(context)
     try:
-        outputs = student(inputs)
+        copy.deepcopy(module)  # tried by the doctor, and where steps are measured
+        outputs = module.train()(inputs)
     except Exception as error:
         raise UsageError(
             f"fails in training, on inputs of shape {tuple(inputs.shape)}: {line_of(error)}",
             where=where,
         ) from None
+    if not isinstance(outputs, torch.Tensor):
+        raise UsageError(
+            f"gives a {type(outputs).__name__} in training; should give the logits alone",
+            where=where,
+        )
+    kinds = {p.dtype for p in module.parameters()} | {outputs.dtype}
+    if others := sorted(str(kind).removeprefix("torch.") for kind in kinds - {torch.float32}):
+        raise UsageError(
+            f"has weights or outputs of {', '.join(others)}; should have float32",
+            where=where,
+            fix="lower precision is distill.compute.precision's, and quantization's",
+        )
     check_gradient(outputs, where)
-    if kind_of(of_teacher.model).kind != TORCH or not distill.methods.entries:
+
+
+def _lesson(context: Context, of_teacher: Model, of_student: Model) -> None:
+    """The first step of a student of this teacher, where that is a network here."""
+    config, dataset = context.config, context.dataset
+    if kind_of(of_teacher.model).kind != TORCH:
         return
+    student = _network(context, of_student).train()
     teacher = TorchTeacher(_network(context, of_teacher))
     if of_student is config.student and config.student.start is not None:
         start_from(student, teacher.module, config.student.start)
-    methods = suggested(dataset)[1] if distill.methods.auto else distill.methods.entries
-    objective = Objective(1.0, methods, hard_loss(dataset))
+    methods = config.distill.methods
+    entries = suggested(dataset)[1] if methods.auto else methods.entries
+    objective = Objective(1.0, entries, hard_loss(dataset))
+    inputs = _batch(context)
+    indices = torch.from_numpy(dataset.train[: len(inputs)])
     objective.prepare(student, teacher.module, inputs[:4], 0, population(dataset))
     known = numbered(seen(teacher, objective.teacher_taps), dataset.input)(inputs, indices, 0)
     with Tapped(student, objective.student_taps) as tapped:

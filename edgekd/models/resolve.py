@@ -69,6 +69,7 @@ def build(
             else:
                 factory = _import(kind, name, base, where)
                 module = _call(factory, (), {**_accepted(factory, offered | told), **args}, place)
+            _make_lazy_layers(module, input_shape, tokens)
         except UsageError as error:
             raise UsageError(error.what, where=error.where or place, fix=error.fix) from None
     if not isinstance(module, torch.nn.Module):
@@ -76,7 +77,25 @@ def build(
             f"gives a {type(module).__name__}; should give a torch.nn.Module",
             where=place,
         )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise UsageError(
+            "gives a module of TorchScript, which can be neither looked into nor exported",
+            where=place,
+            fix="give the module that it was made from",
+        )
     return module
+
+
+def _make_lazy_layers(module: Any, input_shape: tuple[int, ...], tokens: Tokens | None) -> None:
+    """Layers that find their shapes with the first inputs find them now, with weights from the seed."""
+    import torch
+    from torch.nn.parameter import is_lazy
+
+    if isinstance(module, torch.nn.Module) and any(map(is_lazy, module.parameters())):
+        # What cannot take these inputs is told by `check`.
+        with torch.no_grad(), contextlib.suppress(Exception):
+            module.eval()(example(input_shape, tokens))
+        module.train()
 
 
 def _pruned(
@@ -142,7 +161,9 @@ def check(
     was_training = module.training
     module.eval()
     try:
-        with torch.inference_mode():
+        with (
+            torch.no_grad()
+        ):  # not inference_mode: what a lazy layer makes of itself is trained later
             logits = module(inputs)
     except Exception as error:
         raise UsageError(

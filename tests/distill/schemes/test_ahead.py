@@ -106,39 +106,80 @@ def test_taps_are_tried_between_all_that_teach_each_other(lab):
     assert "no tap '12' in" in said
 
 
-def test_a_student_that_cannot_be_trained(lab, tmp_path):
-    code = """
-        from torch import nn
+NETS = """
+    import torch
+    from torch import nn
 
-        class Failing(nn.Linear):
-            def forward(self, x):
-                if self.training and len(x) > 8:
-                    raise ValueError("too many")
-                return super().forward(x.flatten(1))
+    class Net(nn.Linear):
+        def __init__(self):
+            super().__init__(64, 10)
 
-        def failing():
-            return Failing(64, 10)
+        def forward(self, x):
+            return super().forward(x.flatten(1))
 
-        class Fixed(nn.Module):
-            def __init__(self):
-                super().__init__()
-                self.fc = nn.Linear(64, 10)
+    class Detached(Net):
+        def forward(self, x):
+            return super().forward(x).detach()
 
-            def forward(self, x):
-                return self.fc(x.flatten(1)).detach()
-    """
-    (tmp_path / "fixed.py").write_text(textwrap.dedent(code))
-    fixed = {"model": f"{tmp_path}/fixed.py:Fixed", "args": {}}
-    assert "have no gradient" in problem(lab(student=fixed))
-    failing = f"{tmp_path}/fixed.py:failing"
-    said = problem(lab(student={"model": failing, "args": {}}))
-    assert said.startswith(
-        f"student {failing}: fails in training, on inputs of shape (32, 1, 8, 8): "
-    )
-    assert said.endswith("ValueError: too many")
-    lab("small", student={"model": failing, "args": {}}, distill={"batch_size": 8}).distill()
-    with pytest.raises(UsageError, match="have no gradient"):
-        lab("teacher", teacher={**fixed, "train": {"epochs": 1}}).distill()
+    class Small(Net):
+        def forward(self, x):
+            if self.training and len(x) > 8:
+                raise ValueError("too many")
+            return super().forward(x)
+
+    class Pair(Net):
+        def forward(self, x):
+            return (super().forward(x), x) if self.training else super().forward(x)
+
+    class Double(Net):
+        def forward(self, x):
+            return super().forward(x).double()
+
+    class Alone(Net):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is one")
+
+    def scripted():
+        return torch.jit.trace(Net(), torch.zeros(2, 1, 8, 8))
+
+    def lazy():
+        return nn.Sequential(nn.Flatten(), nn.LazyLinear(10))
+"""
+
+
+@pytest.fixture
+def nets(tmp_path):
+    path = tmp_path / "nets.py"
+    path.write_text(textwrap.dedent(NETS))
+    return lambda name: {"model": f"{path}:{name}", "args": {}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("Detached", "the network's outputs have no gradient"),
+        ("Small", "fails in training, on inputs of shape (32, 1, 8, 8): ValueError: too many"),
+        ("Pair", "gives a tuple in training"),
+        ("Double", "has weights or outputs of float64"),
+        ("Alone", "TypeError: there is one"),
+        ("scripted", "gives a module of TorchScript"),
+    ],
+)
+def test_networks_that_cannot_be_trained(lab, nets, name, text):
+    said = problem(lab(student=nets(name)))
+    assert said.startswith("student")
+    assert text in said
+    assert text in problem(lab("taught", teacher={**nets(name), "train": {"epochs": 1}}))
+    chain = {"assistant": {"chain": [nets(name)]}}
+    said = problem(lab("chain", distill={"scheme": chain}))
+    assert said.startswith("distill.scheme.assistant.chain.0")
+    assert text in said
+
+
+def test_networks_that_can(lab, nets):
+    lab("small", student=nets("Small"), distill={"batch_size": 8, "epochs": 1}).distill()
+    lazy = {**nets("lazy"), "train": {"epochs": 1}}
+    lab("lazy", student=nets("lazy"), teacher=lazy, distill={"epochs": 1}).distill()
 
 
 def test_a_device_that_is_not_there(lab):
