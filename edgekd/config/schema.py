@@ -238,6 +238,7 @@ class Training(Section):
     threads: int | None = Field(
         None,
         ge=1,
+        le=1024,
         description="CPU threads; null: as many as PyTorch takes (OMP_NUM_THREADS), or fewer where a "
         "measurement shows that these are faster.",
     )
@@ -374,7 +375,8 @@ class KnowledgeStorage(Section):
     @field_validator("limit")
     @classmethod
     def _size(cls, value: str) -> str:
-        units.parse(value, "bytes")
+        if units.parse(value, "bytes") < 0:
+            raise ValueError(f"should be 0 or more, not {value}")
         return value
 
     @property

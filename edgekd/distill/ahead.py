@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from edgekd.config.schema import Config, Model, Training, Transfer
+from edgekd.config.schema import Config, Model, Training, Transfer, Weighted
+from edgekd.data.resolve import Dataset
 from edgekd.data.transfer import transfer_set
 from edgekd.distill.compute import check_device, check_gradient
 from edgekd.distill.knowledge_store import FOLDER
@@ -20,15 +21,17 @@ from edgekd.distill.method import Knowledge
 from edgekd.distill.objective import Objective, hard_loss
 from edgekd.distill.suggest import suggested
 from edgekd.distill.taps import Tapped
-from edgekd.distill.workshop import numbered, population, seen
+from edgekd.distill.workshop import check_store, numbered, population, seen
 from edgekd.errors import UsageError
 from edgekd.models import role
 from edgekd.models.resolve import line_of
 from edgekd.models.start import start_from
+from edgekd.models.weights import load_weights
 from edgekd.pipeline.stages import Context
 from edgekd.teachers.kinds.torch import TorchTeacher
 from edgekd.teachers.teacher import TORCH, kind_of
 
+# No more than show something; fewer than a step has a network may not take.
 SAMPLES = 32
 
 
@@ -42,15 +45,25 @@ def rehearse(context: Context) -> None:
         check_device(training.compute, f"{where}.compute.device")
     if config.distill.knowledge.store and config.distill.methods.entries:
         _check_folder(context.run.path.parent / FOLDER)
+    learned = dataset
     if config.distill.transfer != Transfer():
-        transfer_set(dataset, config.distill.transfer, config.data, config.data.seed, base)
+        learned = transfer_set(
+            dataset, config.distill.transfer, config.data, config.data.seed, base
+        )
     scheme = config.distill.scheme.entry
     for where, network in _trained(config):
-        _check_trains(_network(context, network, where), context, f"{where} {network.model}")
+        module = _network(context, network, where)
+        if isinstance(network, Weighted) and network.weights:
+            load_weights(module, base / network.weights)
+        else:
+            _check_trains(module, context, f"{where} {network.model}")
     scheme.check_data(_network(context, config.student), dataset)
+    if config.student.start is not None and kind_of(config.teacher.model).kind == TORCH:
+        student, teacher = (_network(context, model) for model in (config.student, config.teacher))
+        start_from(student, teacher, config.student.start)
     if config.distill.methods.entries:
-        for teacher, student in scheme.lessons(config):
-            _lesson(context, teacher, student)
+        for of_teacher, of_student in scheme.lessons(config):
+            _lesson(context, learned, of_teacher, of_student)
 
 
 def _trained(config: Config) -> Iterator[tuple[str, Model]]:
@@ -94,15 +107,10 @@ def _network(context: Context, model: Model, where: str | None = None) -> nn.Mod
     )
 
 
-def _batch(context: Context) -> torch.Tensor:
-    """As many inputs as a step has, for a network may not take fewer; but no more than show something."""
-    dataset = context.dataset
-    return dataset.tensor(dataset.train[: min(context.config.distill.batch_size, SAMPLES)])
-
-
 def _check_trains(module: nn.Module, context: Context, where: str) -> None:
     """Raises UsageError for a network that fails in training mode, or that nothing can be learned from."""
-    inputs = _batch(context)
+    rows = context.dataset.train[: min(context.config.distill.batch_size, SAMPLES)]
+    inputs = context.dataset.tensor(rows)
     try:
         copy.deepcopy(module)  # tried by the doctor, and where steps are measured
         outputs = module.train()(inputs)
@@ -126,20 +134,19 @@ def _check_trains(module: nn.Module, context: Context, where: str) -> None:
     check_gradient(outputs, where)
 
 
-def _lesson(context: Context, of_teacher: Model, of_student: Model) -> None:
-    """The first step of a student of this teacher, where that is a network here."""
-    config, dataset = context.config, context.dataset
+def _lesson(context: Context, dataset: Dataset, of_teacher: Model, of_student: Model) -> None:
+    """The first step of a student of this teacher, where that is a network here, on a transfer set."""
+    config = context.config
     if kind_of(of_teacher.model).kind != TORCH:
         return
     student = _network(context, of_student).train()
     teacher = TorchTeacher(_network(context, of_teacher))
-    if of_student is config.student and config.student.start is not None:
-        start_from(student, teacher.module, config.student.start)
     methods = config.distill.methods
     entries = suggested(dataset)[1] if methods.auto else methods.entries
     objective = Objective(1.0, entries, hard_loss(dataset))
-    inputs = _batch(context)
-    indices = torch.from_numpy(dataset.train[: len(inputs)])
+    check_store(entries, config.distill.knowledge)
+    rows = dataset.train[: min(config.distill.batch_size, SAMPLES)]
+    inputs, indices = dataset.tensor(rows), torch.from_numpy(rows)
     objective.prepare(student, teacher.module, inputs[:4], 0, population(dataset))
     known = numbered(seen(teacher, objective.teacher_taps), dataset.input)(inputs, indices, 0)
     with Tapped(student, objective.student_taps) as tapped:

@@ -209,7 +209,8 @@ def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[
     configured = {n: v for n, v in norms.items() if n in weights or n == objective.hard.name}
     largest = max(configured, key=lambda name: configured[name], default="")
     settling = any(method.settles for method in objective.methods if method.name == largest)
-    more = _OUTWEIGHED * (_SETTLING if settling else 1)
+    # Soft targets that outweigh the labels say what these say.
+    more = _OUTWEIGHED * (_SETTLING if settling or largest in soft else 1)
     told = any(norms[largest] <= more * norms[m] for m in soft if m != largest)
     for name, norm in norms.items():
         if not math.isfinite(norm):
@@ -220,13 +221,18 @@ def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[
             continue
         elif name in weights or not told:
             factor = float(f"{norms[largest] / norm:.1g}")
-            share = _BALANCED * more / _OUTWEIGHED / factor
+            share = _BALANCED * (_SETTLING if settling else 1) / factor
             if name not in weights:
                 # Of the labels: alpha is a share.
-                advice = f"try {largest}.weight: {weights[largest] * share:.2g}"
+                advice = f"try {largest}.weight: {_short(weights[largest] * share)}"
             else:
-                advice = f"try {name}.weight: {weights[name] / share:.2g}, or lower the other's"
+                advice = f"try {name}.weight: {_short(weights[name] / share)}, or lower the other's"
             yield (
                 f"{name} is outweighed at the start: its gradient is {factor:g} times smaller than that "
                 f"of {largest}; {advice}"
             )
+
+
+def _short(value: float) -> str:
+    """Two digits, without an exponent where people would write none."""
+    return f"{float(f'{value:.2g}'):g}"

@@ -34,7 +34,9 @@ def parse_entry(registry: Registry[type[B]], entry: object, *path: str | int) ->
         text = first["msg"].removeprefix("Value error, ")
         text = f"{text[0].lower()}{text[1:]}"
         if first["type"] == "extra_forbidden":
-            text = f"unknown key{suggestion(str(first['loc'][-1]), cls.model_fields)}"
+            of_entry = len(first["loc"]) == 1
+            text = "unknown key"
+            text += suggestion(str(first["loc"][-1]), cls.model_fields) if of_entry else ""
         elif first["type"] == "missing":
             text = "this key is required"
         elif first["type"] != "value_error":

@@ -96,11 +96,13 @@ def stores(folder: Path) -> list[StoredPlace]:
                 for artifact in record.artifacts.values():
                     teachers.setdefault(artifact.sha256, []).append(manifest.parent.name)
     found = []
-    for path in sorted(root.glob("*/store.json")):
+    # Shards without a store.json are of a store that lost it.
+    folders = {path.parent for name in ("store.json", "*.bin") for path in root.glob(f"*/{name}")}
+    for path in sorted(folder / "store.json" for folder in folders):
         try:
             about = _description(path)
         except UsageError as error:
-            if not os.access(path, os.R_OK):
+            if path.exists() and not os.access(path, os.R_OK):
                 raise  # not damaged: somebody else's
             found.append(StoredPlace(path.parent, {}, (), f"{error.where}: {error.what}"))
             continue

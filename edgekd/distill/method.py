@@ -136,6 +136,8 @@ class FeatureMethod(Method):
             if not (isinstance(pair, list | tuple) and len(pair) == 2):
                 raise ValueError(f"tap should be [teacher tap, student tap], not {pair!r}")
             value["taps"] = [pair]
+        if value.get("taps") == []:
+            raise ValueError("taps has no pair: leave it out, and they are found automatically")
         if isinstance(value.get("taps"), list):
             value["taps"] = [tuple(p) if isinstance(p, list) else p for p in value["taps"]]
         return value

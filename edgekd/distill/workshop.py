@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgekd.artifacts import sha256_file
-from edgekd.config.schema import Config, Model, Training, Transfer
+from edgekd.config.schema import Config, KnowledgeStorage, Model, Training, Transfer
 from edgekd.config.units import format_quantity
 from edgekd.data.resolve import Dataset
 from edgekd.data.transfer import transfer_set
@@ -320,13 +321,7 @@ class Workshop:
             with autocast(Computing(device=inputs.device.type, precision=precision)):
                 return asked(inputs, indices, view)
 
-        needing = needing_every_logit(objective.methods)
-        if needing is not None and isinstance(config.top_k, int):
-            raise UsageError(
-                f"{needing} needs every logit, and only the {config.top_k} largest are to be kept",
-                where="distill.knowledge.top_k",
-                fix="set it to auto or null, or use another method",
-            )
+        check_store(objective.methods, config)
         batch = torch.from_numpy(dataset.train[: self.config.batch_size])
         example = views.batch(batch, 0)
         precision = teacher_precision(
@@ -341,7 +336,7 @@ class Workshop:
             samples=len(dataset.labels),
             rows=dataset.train,
             example=ask(example, batch, 0, precision),
-            every_logit=needing is not None,
+            every_logit=needing_every_logit(objective.methods) is not None,
         )
         codec = stored.stores[LOGITS].codec if stored.stores else None
         if isinstance(codec, TopK):
@@ -504,6 +499,17 @@ def store_identity(teacher: Any, config: Config, base: Path, precision: str) -> 
     identity = {"teacher": teacher, "data": data, "precision": precision}
     more = unlabelled_part(config, base)
     return identity if more is None else {**identity, "unlabelled": more}
+
+
+def check_store(methods: Iterable[Method], config: KnowledgeStorage) -> None:
+    """Raises UsageError for a method that needs more than the store is to keep."""
+    needing = needing_every_logit(methods)
+    if needing is not None and isinstance(config.top_k, int):
+        raise UsageError(
+            f"{needing} needs every logit, and only the {config.top_k} largest are to be kept",
+            where="distill.knowledge.top_k",
+            fix="set it to auto or null, or use another method",
+        )
 
 
 def seen(teacher: Teacher, taps: tuple[str, ...]) -> TeacherKnowledge:

@@ -178,7 +178,7 @@ def check(
         )
     if logits.shape != (2, *outputs):
         raise UsageError(
-            f"the {role} gives logits of shape {_named(logits.shape[1:])}, "
+            f"gives logits of shape {_named(logits.shape[1:])}, "
             + (
                 f"but the data has {outputs[0]} {'classes' if outputs[0] > 1 else 'number'}"
                 if len(outputs) == 1

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -120,6 +121,7 @@ def told(error: BaseException, code: int) -> tuple[int, str | None]:
     if first is None or first.rank == _rank():
         return code, None
     if isinstance(error, Lost):
+        time.sleep(1)  # it is just saying why
         who = f"process {_rank()} stops, as process {first.rank} did"
         return first.code, f"error: {who}: see its message, here or in its log"
     # Who is interrupted after another has failed, was by torchrun.

@@ -106,6 +106,7 @@ def change(store, key, value):
         (cut, "000-00000.bin: this shard of a knowledge store has another size"),
         (lambda store: (store / "store.json").write_text("{"), "store.json: not valid JSON"),
         (lambda store: (store / "store.json").write_text("[]"), "made for something else"),
+        (lambda store: (store / "store.json").unlink(), "store.json: "),
         (lambda store: change(store, "views", "two"), "made for something else"),
         (lambda store: change(store, "identity", {"place": "a"}), "made for something else"),
     ],

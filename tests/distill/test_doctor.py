@@ -145,6 +145,18 @@ def test_a_loss_of_normalised_features_may_be_large_at_the_start_but_not_out_of_
     assert "kd is outweighed" in found(100_000 * balanced).complaints[-1]
 
 
+def test_soft_targets_that_outweigh_the_labels_say_what_these_say():
+    objective = Objective(1.0, (KD(weight=1000.0),))
+    norms = gradient_norms(network(), objective, INPUTS, Knowledge(ANSWERS), LABELS)
+    assert 100 < norms["kd"] / norms["cross_entropy"] < 10_000
+    assert complaints(objective) == []
+
+
+def test_a_suggested_weight_is_written_as_people_do():
+    (complaint,) = complaints(Objective(1.0, (KD(weight=1e-6),)))
+    assert re.search(r"try kd.weight: 0\.\d+|try kd.weight: \d+,", complaint)
+
+
 def test_what_a_scheme_adds_is_neither_outweighed_nor_outweighs():
     class Own(Objective):
         def terms(self, *given, **more):

@@ -138,6 +138,9 @@ def test_mixed_samples_take_the_cross_entropy_to_the_shares_of_their_classes():
             {"methods": [{"rkd": {"tap": "penultimate"}}]},
             r"distill.methods.0.rkd: tap should be \[teacher tap, student tap\], not 'penultimate'",
         ),
+        ({"methods": [{"fitnet": {"taps": []}}]}, "fitnet: taps has no pair: leave it out"),
+        ({"threads": 10**21}, "threads: input should be less than or equal to 1024"),
+        ({"knowledge": {"limit": "-1 GB"}}, "limit: should be 0 or more, not -1 GB"),
         ({"methods": [{"rkd": {"tap": ["penultimate"]}}]}, r"not \['penultimate'\]"),
     ],
 )

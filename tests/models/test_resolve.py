@@ -115,9 +115,7 @@ class TestCheck:
 
     def test_another_number_of_classes_names_the_role_and_both_numbers(self, base):
         module = make("nets.py:net", base, num_classes=7)
-        with pytest.raises(
-            UsageError, match=r"the student gives logits of shape \(n, 7\)"
-        ) as caught:
+        with pytest.raises(UsageError, match=r"student: gives logits of shape \(n, 7\)") as caught:
             self.run(module)
         assert "has 5 classes" in str(caught.value)
 

@@ -182,6 +182,24 @@ def test_networks_that_can(lab, nets):
     lab("lazy", student=nets("lazy"), teacher=lazy, distill={"epochs": 1}).distill()
 
 
+def test_weights_and_starts_that_do_not_fit(lab, tmp_path):
+    lab("other").distill()
+    wrong = str(tmp_path / "runs/other/student/model.safetensors")
+    members = [{"model": "zoo:mlp", "args": {"hidden": [48]}, "weights": wrong}]
+    taught = {"train": {"epochs": 1}}
+    said = problem(lab(teacher=taught, distill={"scheme": {"ensemble": {"members": members}}}))
+    assert wrong in said
+    start = {"start": {"embeddings": "copy"}}
+    said = problem(lab(teacher=taught, student=start, distill={"methods": [], "alpha": 1.0}))
+    assert said.startswith("student.start: is for students of zoo:bert")
+
+
+def test_what_a_transfer_set_or_a_store_lacks_for_the_methods(lab):
+    crd = {"crd": {"negatives": 8, "dim": 4}}
+    said = problem(lab(distill={"transfer": {"only": ["3"]}, "methods": [crd]}))
+    assert said.startswith("distill.methods.0.crd: crd needs samples of two classes")
+
+
 def test_a_device_that_is_not_there(lab):
     cuda = {"compute": {"device": "cuda"}}
     assert problem(lab(distill=cuda)).startswith("distill.compute.device: PyTorch finds no CUDA")
