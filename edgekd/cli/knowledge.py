@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -64,7 +65,9 @@ def verify(run: Path, samples: int, seed: int) -> None:
         )
     if not all(result.same for result in results):
         how = "" if all(result.same or result.damage for result in results) else " --all"
-        click.echo(f"  `edgekd knowledge prune{how}` deletes it; it is filled again")
+        click.echo(
+            f"  `edgekd knowledge prune {shlex.quote(str(run))}{how}` deletes it; it is filled again"
+        )
         raise click.exceptions.Exit(1)
 
 

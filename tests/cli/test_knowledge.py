@@ -133,6 +133,7 @@ def test_a_damaged_store_is_named_beside_the_others_and_pruned(runs, tmp_path, d
     assert result.exit_code == 1
     assert "DAMAGED" in result.output
     assert "another: 0 rows, the same" in result.output
+    assert f"`edgekd knowledge prune {folder / 'a'}` deletes it" in result.output
     freed, _ = prune(folder, everything=False)
     assert freed > 1000
     assert [stored.folder for stored in stores(folder)] == [sound]
