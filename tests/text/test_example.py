@@ -19,14 +19,14 @@ pytestmark = pytest.mark.slow
 def test_a_bert_becomes_small_files_that_read_reviews(tmp_path):
     reviews, teacher = module("reviews"), module("teacher")
     data = reviews.write(tmp_path / "reviews", train=2000, test=400)
-    teacher.train(data, tmp_path / "teacher", dim=64, depth=2, epochs=16, rate=2e-3)
+    teacher.train(data, tmp_path / "teacher", dim=64, depth=2, epochs=24, rate=2e-3)
     config = yaml.safe_load((EXAMPLE / "compress.yaml").read_text())
     config["student"]["args"] = {"dim": 32, "depth": 2, "heads": 4}
     config["distill"]["epochs"] = 10
     config["profile"] |= {"max_seconds": 1, "launches": 2, "operators": False}
     config["gate"]["budgets"] = [
         # So small a teacher has 86 to 99 % of two classes, by the run.
-        {"metric": "accuracy", "min": "75 %"},
+        {"metric": "accuracy", "min": "90 %"},
         {"metric": "accuracy_drop", "max": "5 points"},
         {"metric": "compression", "min": "3 x"},
     ]
