@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -18,7 +19,7 @@ from edgekd.data.transfer import transfer_set
 from edgekd.distill.compute import check_device, check_gradient
 from edgekd.distill.knowledge_store import FOLDER
 from edgekd.distill.method import Knowledge
-from edgekd.distill.objective import Objective, hard_loss
+from edgekd.distill.objective import Objective
 from edgekd.distill.suggest import suggested
 from edgekd.distill.taps import Tapped
 from edgekd.distill.workshop import check_store, numbered, population, seen
@@ -58,7 +59,7 @@ def rehearse(context: Context) -> None:
         else:
             _check_trains(module, context, f"{where} {network.model}")
     scheme.check_data(_network(context, config.student), dataset)
-    if config.student.start is not None and kind_of(config.teacher.model).kind == TORCH:
+    if config.student.start is not None and _is_network(config.teacher):
         student, teacher = (_network(context, model) for model in (config.student, config.teacher))
         start_from(student, teacher, config.student.start)
     if config.distill.methods.entries:
@@ -69,7 +70,7 @@ def rehearse(context: Context) -> None:
 def _trained(config: Config) -> Iterator[tuple[str, Model]]:
     """The networks that are trained here, with their keys."""
     scheme = config.distill.scheme.entry
-    if kind_of(config.teacher.model).kind == TORCH and not config.teacher.weights:
+    if _is_network(config.teacher) and not config.teacher.weights:
         yield "teacher", config.teacher
     yield "student", config.student
     for key, network in scheme.networks().items():
@@ -78,9 +79,7 @@ def _trained(config: Config) -> Iterator[tuple[str, Model]]:
 
 def _trainings(config: Config) -> Iterator[tuple[str, Training]]:
     scheme = config.distill.scheme.entry
-    if kind_of(config.teacher.model).kind == TORCH and (
-        scheme.trains_teachers or not config.teacher.weights
-    ):
+    if _is_network(config.teacher) and (scheme.trains_teachers or not config.teacher.weights):
         yield "teacher.train", config.teacher.train
     yield "distill", config.distill
     if config.quantize is not None and config.quantize.qat is not None:
@@ -98,6 +97,16 @@ def _check_folder(folder: Path) -> None:
         )
 
 
+def _is_network(model: Model) -> bool:
+    """Whether it can be built here."""
+    return kind_of(model.model).kind == TORCH
+
+
+def _rows(config: Config, dataset: Dataset) -> np.ndarray:
+    """The samples of a small step."""
+    return dataset.train[: min(config.distill.batch_size, SAMPLES)]
+
+
 def _network(context: Context, model: Model, where: str | None = None) -> nn.Module:
     """Untrained."""
     config = context.config
@@ -109,8 +118,7 @@ def _network(context: Context, model: Model, where: str | None = None) -> nn.Mod
 
 def _check_trains(module: nn.Module, context: Context, where: str) -> None:
     """Raises UsageError for a network that fails in training mode, or that nothing can be learned from."""
-    rows = context.dataset.train[: min(context.config.distill.batch_size, SAMPLES)]
-    inputs = context.dataset.tensor(rows)
+    inputs = context.dataset.tensor(_rows(context.config, context.dataset))
     try:
         copy.deepcopy(module)  # tried by the doctor, and where steps are measured
         outputs = module.train()(inputs)
@@ -137,15 +145,15 @@ def _check_trains(module: nn.Module, context: Context, where: str) -> None:
 def _lesson(context: Context, dataset: Dataset, of_teacher: Model, of_student: Model) -> None:
     """The first step of a student of this teacher, where that is a network here, on a transfer set."""
     config = context.config
-    if kind_of(of_teacher.model).kind != TORCH:
+    if not _is_network(of_teacher):
         return
     student = _network(context, of_student).train()
     teacher = TorchTeacher(_network(context, of_teacher))
     methods = config.distill.methods
     entries = suggested(dataset)[1] if methods.auto else methods.entries
-    objective = Objective(1.0, entries, hard_loss(dataset))
+    objective = Objective(methods=entries)
     check_store(entries, config.distill.knowledge)
-    rows = dataset.train[: min(config.distill.batch_size, SAMPLES)]
+    rows = _rows(config, dataset)
     inputs, indices = dataset.tensor(rows), torch.from_numpy(rows)
     objective.prepare(student, teacher.module, inputs[:4], 0, population(dataset))
     known = numbered(seen(teacher, objective.teacher_taps), dataset.input)(inputs, indices, 0)

@@ -118,6 +118,8 @@ class FeatureMethod(Method):
     # them, the vector that enters the last linear layer, or what `pair_blocks` makes of transformers'.
     place: ClassVar[Literal["stages", "last stage", "penultimate", "blocks"]]
     labels: ClassVar[float] = 1.0
+    # Of how many stages it needs maps (n, c, h, w) at least; 0: it takes what passes the taps.
+    least: ClassVar[int] = 0
     taps: list[Pair] | None = Field(
         None, description="[[teacher tap, student tap], …]; null: found automatically."
     )
@@ -141,6 +143,14 @@ class FeatureMethod(Method):
         if isinstance(value.get("taps"), list):
             value["taps"] = [tuple(p) if isinstance(p, list) else p for p in value["taps"]]
         return value
+
+    def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
+        """Raises UsageError for features that it cannot compare."""
+        from edgekd.distill.regressors import check_maps
+
+        if self.least:
+            check_maps(self.pairs(student, teacher), self.name, self.least)
+        return self
 
     def pair_blocks(self, teacher: dict[str, str], student: dict[str, str]) -> list[Pair]:
         """Taps for a `place` of "blocks": both are blocks' paths, first to last, and their outputs' taps."""

@@ -14,6 +14,7 @@ from edgekd.distill.method import FeatureMethod, Knowledge, Loss, Method
 from edgekd.distill.regressors import TwoStage
 from edgekd.distill.taps import PENULTIMATE, Tapped, blocks, pair_stages, penultimate, stages
 from edgekd.errors import UsageError
+from edgekd.models.resolve import line_of
 from edgekd.tasks.task import CLASSIFICATION, Task, of
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ class Objective:
                     for t, s in method.taps or ()
                 )
                 raise UsageError(
-                    f"cannot be computed from what passes its taps: {shapes} "
-                    f"({str(error).splitlines()[0]})",
+                    f"cannot be computed from what passes its taps: {shapes} ({line_of(error)})",
                     where=key,
                     fix="choose other taps",
                 ) from None

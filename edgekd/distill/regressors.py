@@ -63,7 +63,7 @@ def regressor(student: Tensor, teacher: Tensor) -> nn.Module:
     return nn.Linear(student.shape[-1], teacher.shape[-1])
 
 
-def check_maps(pairs: list[tuple[Tensor, Tensor]], method: str, least: int = 1) -> None:
+def check_maps(pairs: list[tuple[Tensor, Tensor]], method: str, least: int) -> None:
     """Raises UsageError unless there are at least `least` pairs, all of maps (n, c, h, w)."""
     if len(pairs) < least or any(f.ndim != 4 for pair in pairs for f in pair):
         raise UsageError(

@@ -34,13 +34,12 @@ class Finished(Workshop):
 
     def __init__(self, run: Run, config: Config, base: Path) -> None:
         super().__init__(Context(config, base, run, run.path / "student", Silent()))
-        self.run = run
         self.lessons: list[tuple[Known, str, Dataset]] = []
 
     def teachers(self) -> Iterator[Asked]:
         """The run's own first, then those of its scheme, each once."""
         seen = []
-        if "distill" in self.run.manifest.stages:
+        if "distill" in self.context.run.manifest.stages:
             self.config.scheme.entry.train(self)
         for known, taught, dataset in [(self.teacher, None, self.dataset), *self.lessons]:
             if known.identity not in seen:

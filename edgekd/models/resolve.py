@@ -161,9 +161,8 @@ def check(
     was_training = module.training
     module.eval()
     try:
-        with (
-            torch.no_grad()
-        ):  # not inference_mode: what a lazy layer makes of itself is trained later
+        # Not inference_mode: what a lazy layer makes of itself is trained later.
+        with torch.no_grad():
             logits = module(inputs)
     except Exception as error:
         raise UsageError(

@@ -87,7 +87,7 @@ def run_line(
                 # with what it made, so that one that fails leaves the run as it was.
                 _write_manifest(run, kept, base, stages, command)
             try:
-                tries = not tried and stage.name in _TRAINS
+                tries = not tried and stage.name in together.TRAINING
                 record = _do(stage, key, config, base, run, progress, force, tries)
                 tried = tried or (tries and record.reused_from is None)
             except Waiting:
@@ -131,8 +131,7 @@ def check_ahead(config: Config, base: Path, until: str) -> None:
 
 
 # An earlier one may have been done for another configuration, or in another run.
-_TRAINS = ("teacher", "distill")
-_OF_THE_TASK = (*_TRAINS, "export")
+_OF_THE_TASK = (*together.TRAINING, "export")
 
 
 def _do(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from edgekd.distill.method import FeatureMethod, Knowledge, Loss, method
+from edgekd.distill.method import FeatureMethod, Knowledge, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -17,14 +17,9 @@ class AT(FeatureMethod):
     """Σ over stages of mean (Q_s/‖Q_s‖ − Q_t/‖Q_t‖)², Q = Σ_c f² as a vector over positions."""
 
     place: ClassVar[Literal["stages"]] = "stages"
+    least: ClassVar[int] = 1
     settles: ClassVar[bool] = True
     weight: float = Field(1000.0, ge=0, allow_inf_nan=False)
-
-    def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
-        from edgekd.distill.regressors import check_maps
-
-        check_maps(self.pairs(student, teacher), self.name)
-        return self
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         import torch

@@ -22,14 +22,15 @@ class FSP(FeatureMethod):
     """
 
     place: ClassVar[Literal["stages"]] = "stages"
+    least: ClassVar[int] = 2
     weight: float = Field(50.0, ge=0, allow_inf_nan=False)
     alone: int = Field(30, ge=0, description=ALONE)
 
     def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
-        from edgekd.distill.regressors import Trained, check_maps, regressors
+        from edgekd.distill.regressors import Trained, regressors
 
+        super().build(student, teacher)
         pairs = self.pairs(student, teacher)
-        check_maps(pairs, self.name, least=2)
         return Trained(regressors(pairs), self.flow)
 
     def flow(

@@ -26,6 +26,7 @@ class FT(FeatureMethod):
     """
 
     place: ClassVar[Literal["last stage"]] = "last stage"
+    least: ClassVar[int] = 1
     settles: ClassVar[bool] = True
     weight: float = Field(200.0, ge=0, allow_inf_nan=False)
     rate: float = Field(
@@ -41,10 +42,10 @@ class FT(FeatureMethod):
     def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
         from torch import nn
 
-        from edgekd.distill.regressors import TwoStage, check_maps
+        from edgekd.distill.regressors import TwoStage
 
+        super().build(student, teacher)
         pairs = self.pairs(student, teacher)
-        check_maps(pairs, self.name)
         parts = nn.ModuleList()
         for f_s, f_t in pairs:
             inside = max(1, round(self.rate * f_t.shape[1]))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from edgekd.distill.method import FeatureMethod, Knowledge, Loss, method
+from edgekd.distill.method import FeatureMethod, Knowledge, method
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,14 +20,9 @@ class NST(FeatureMethod):
     """Squared MMD of the channels' unit activation maps, with the kernel (xᵀy)² (eqs. 3–5)."""
 
     place: ClassVar[Literal["last stage"]] = "last stage"
+    least: ClassVar[int] = 1
     settles: ClassVar[bool] = True
     weight: float = Field(50.0, ge=0, allow_inf_nan=False)
-
-    def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
-        from edgekd.distill.regressors import check_maps
-
-        check_maps(self.pairs(student, teacher), self.name)
-        return self
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:
         import torch

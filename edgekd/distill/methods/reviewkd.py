@@ -21,6 +21,7 @@ class ReviewKD(FeatureMethod):
     """
 
     place: ClassVar[Literal["stages"]] = "stages"
+    least: ClassVar[int] = 1
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     warmup: int = Field(20, ge=0, description="Epochs over which the weight rises linearly.")
     width: int = Field(512, ge=1, description="Most channels of the fused maps.")
@@ -28,10 +29,10 @@ class ReviewKD(FeatureMethod):
     def build(self, student: Knowledge, teacher: Knowledge) -> Loss:
         from torch import nn
 
-        from edgekd.distill.regressors import Trained, check_maps
+        from edgekd.distill.regressors import Trained
 
+        super().build(student, teacher)
         pairs = self.pairs(student, teacher)
-        check_maps(pairs, self.name)
         mid = min(self.width, pairs[-1][0].shape[1])
         fusions = [
             fusion(s.shape[1], mid, t.shape[1], last=i == len(pairs) - 1)

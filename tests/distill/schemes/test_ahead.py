@@ -67,7 +67,7 @@ def test_a_loss_that_fails_on_these_features_is_named_with_their_shapes(lab, mon
     said = problem(lab(distill=methods({"fitnet": pair}, "kd")))
     assert said.startswith(
         "distill.methods.0.fitnet: cannot be computed from what passes its taps: 4:input (32, 48) → "
-        "4:input (32, 12) (mat1 and mat2"
+        "4:input (32, 12) (RuntimeError: mat1 and mat2"
     )
 
 
