@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ from edgekd.config.schema import Export
 from edgekd.errors import StageError
 from edgekd.export import metadata
 from edgekd.export.exporter import EXPORTERS, Source
+from edgekd.export.formats import openvino as openvino_format
 from edgekd.export.formats.openvino import compress
 from edgekd.export.parts import model_parts
 from edgekd.models.resolve import build
@@ -129,6 +131,30 @@ def test_the_ir_comes_from_the_other_producer_where_one_fails(tmp_path):
     inputs = torch.randn(3, 1, 8, 8)
     with torch.inference_mode():
         assert np.abs(session.run(inputs.numpy())[0] - module(inputs).numpy()).max() < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("ratios", "chosen"),
+    [
+        ([0.9] * 8 + [1.5], "pytorch"),
+        # The median says 10 % faster, but not often enough to say so again.
+        ([0.9] * 7 + [0.96, 0.97], "onnx"),
+        ([0.94, 0.96] * 4 + [0.94], "onnx"),
+        ([1.2] * 9, "onnx"),
+    ],
+)
+def test_the_faster_ir_is_taken_where_nearly_all_blocks_agree(
+    tmp_path, monkeypatch, ratios, chosen
+):
+    times = iter([1e-3, 1e-3, *(seconds for ratio in ratios for seconds in (1e-3, ratio * 1e-3))])
+    monkeypatch.setattr(openvino_format, "_seconds", lambda request, inputs, calls: next(times))
+    candidates = [
+        openvino_format._Candidate(name, None, SimpleNamespace(create_infer_request=object), 0.0)
+        for name in ("onnx", "pytorch")
+    ]
+    best, why = openvino_format._faster(*candidates, source(network("mlp"), tmp_path))
+    assert best.name == chosen
+    assert f"below 0.95 in {sum(ratio < 0.95 for ratio in ratios)} of them" in why
 
 
 @pytest.mark.parametrize("producer", ["onnx", "pytorch", "auto"])

@@ -139,6 +139,7 @@ class _Stream:
         for start in range(0, len(data), 32768):
             self.acknowledged.acquire()
             if self.ended:
+                self.acknowledged.release()  # for the other writer
                 raise BrokenPipeError
             self.connection.send(WRTE, self.number, self.number, data[start : start + 32768])
 
