@@ -30,7 +30,10 @@ def info(folder: Path, as_json: bool) -> None:
     for about in found:
         teachers = ", ".join(about["runs"]) or "no run here"
         place, size = about["place"] or "unknown", format_quantity(about["bytes"], "bytes")
-        told = f"DAMAGED ({about['damage']}), {size}; `edgekd knowledge prune {folder}` deletes it"
+        told = (
+            f"DAMAGED ({about['damage']}), {size}; "
+            f"`edgekd knowledge prune {shlex.quote(str(folder))}` deletes it"
+        )
         if about["damage"] is None:
             told = (
                 f"{about['views']} × {about['samples']} samples, {about['filled']:.0%} known, {size}; "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -17,7 +17,7 @@ from edgekd.distill.scheme import SchemeChoice
 from edgekd.errors import UsageError
 from edgekd.registry import suggestion
 from edgekd.results import SCORES, Variant
-from edgekd.teachers.teacher import check_methods, kind_of, options
+from edgekd.teachers.teacher import TORCH, check_methods, kind_of, options
 
 Share = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -255,6 +255,17 @@ class Model(Section):
         description="zoo:NAME (see `edgekd zoo`) | package.module:factory | path/to/file.py:factory"
     )
     args: dict[str, Any] = Field(default_factory=dict, description="Keyword arguments for it.")
+    trained: ClassVar[bool] = True
+
+    @field_validator("model")
+    @classmethod
+    def _can_be_trained(cls, value: str) -> str:
+        if cls.trained and kind_of(value).kind != TORCH:
+            raise ValueError(
+                f"{value.partition(':')[0]}: is for teachers, which are not trained; should be zoo:NAME, "
+                "package.module:factory or path/to/file.py:factory"
+            )
+        return value
 
     @field_validator("args")
     @classmethod
@@ -277,6 +288,7 @@ class Weighted(Model):
 class Teacher(Weighted):
     """The model that knows. See docs/teachers.md for the kinds and their args."""
 
+    trained: ClassVar[bool] = False
     model: str = Field(
         "zoo:resnet20x2",
         description="zoo:NAME | package.module:factory | path/to/file.py:factory | onnx:FILE | "

@@ -30,7 +30,8 @@ def parse_entry(registry: Registry[type[B]], entry: object, *path: str | int) ->
     except UsageError as error:
         raise problem(error.what, *path) from None
     except ValidationError as error:
-        first = error.errors()[0]
+        # Of the kinds that a value may be of, that which it resembles most: its mistake lies deepest.
+        first = max(error.errors(), key=lambda found: len(found["loc"]))
         text = first["msg"].removeprefix("Value error, ")
         text = f"{text[0].lower()}{text[1:]}"
         if first["type"] == "extra_forbidden":

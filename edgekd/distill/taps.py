@@ -103,12 +103,14 @@ class Tapped:
         output = self.model(inputs)
         missing = [name for name in self.taps if name not in self._seen]
         if missing:
-            raise UsageError(
-                f"tap {missing[0]!r} is not reached when the model runs",
-                fix="attention is seen in nn.MultiheadAttention and in scaled_dot_product_attention"
-                if self.taps[missing[0]].side in _WATCHED
-                else None,
-            )
+            fix = None
+            if self.taps[missing[0]].side in _WATCHED:
+                fix = (
+                    "attention is seen in nn.MultiheadAttention and in scaled_dot_product_attention"
+                )
+            elif self.model.training:
+                fix = "what is skipped at times (stochastic depth) cannot be read; tap what always runs"
+            raise UsageError(f"tap {missing[0]!r} is not reached when the model runs", fix=fix)
         return output, dict(self._seen)
 
     def _keeper(self, name: str) -> Callable[[Tensor], None]:

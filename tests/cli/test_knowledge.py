@@ -112,7 +112,7 @@ def change(store, key, value):
     ],
 )
 def test_a_damaged_store_is_named_beside_the_others_and_pruned(runs, tmp_path, damage, told):
-    folder = tmp_path / "runs"
+    folder = tmp_path / "my runs"
     shutil.copytree(runs, folder)
     (damaged,) = stores(folder)
     identity = {**damaged.about["identity"], "place": "another"}
@@ -127,13 +127,13 @@ def test_a_damaged_store_is_named_beside_the_others_and_pruned(runs, tmp_path, d
     assert result.exit_code == 0
     lines = dict(line.split("  ", 1) for line in result.output.splitlines())
     assert f"DAMAGED ({damaged.folder}" in lines[damaged.folder.name[:12]]
-    assert f"`edgekd knowledge prune {folder}` deletes it" in result.output
+    assert f"`edgekd knowledge prune '{folder}'` deletes it" in result.output
     assert "10 samples, 0% known" in lines[sound.name[:12]]
     result = invoke("verify", folder / "a")
     assert result.exit_code == 1
     assert "DAMAGED" in result.output
     assert "another: 0 rows, the same" in result.output
-    assert f"`edgekd knowledge prune {folder / 'a'}` deletes it" in result.output
+    assert f"`edgekd knowledge prune '{folder / 'a'}'` deletes it" in result.output
     freed, _ = prune(folder, everything=False)
     assert freed > 1000
     assert [stored.folder for stored in stores(folder)] == [sound]

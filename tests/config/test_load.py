@@ -257,6 +257,27 @@ def test_python_only_values_are_refused_in_arguments():
             "online.peers: input should be a valid integer, not 0.5",
         ),
         ("distill.scheme.assistant", {}, "assistant.chain: this key is required"),
+        (
+            "distill.scheme.ensemble.members",
+            "zoo:vit",
+            "ensemble.members: should be a number, or a list of networks",
+        ),
+        (
+            "distill.scheme.ensemble.members",
+            [{"model": "zoo:vit", "weight": "x.pt"}],
+            "ensemble.members.0.weight: unknown key",
+        ),
+        (
+            "distill.scheme.ensemble.members",
+            ["zoo:vit", "records:x.npz"],
+            "ensemble.members.1.model: records: is for teachers, which are not trained",
+        ),
+        (
+            "distill.scheme.assistant.chain",
+            ["onnx:x.onnx"],
+            "assistant.chain.0.model: onnx: is for teachers, which are not trained",
+        ),
+        ("student", "oips://localhost:1/x", "student.model: oips: is for teachers"),
     ],
 )
 def test_of_a_value_of_several_kinds_one_problem_is_told(key, value, text):

@@ -62,8 +62,13 @@ class TestTapped:
                 return x, x
 
         with (
-            pytest.raises(UsageError, match="'unused' is not reached"),
+            pytest.raises(UsageError, match=r"'unused' is not reached(.|\n)*stochastic depth"),
             Tapped(Odd(), ["unused"]) as t,
+        ):
+            t(INPUTS)
+        with (
+            pytest.raises(UsageError, match=r"'unused' is not reached[^\n]*$"),
+            Tapped(Odd().eval(), ["unused"]) as t,
         ):
             t(INPUTS)
         with (
