@@ -11,10 +11,9 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from edgekd.config.problems import describe, problems, shortened
 from edgekd.config.schema import Config, Section
-from edgekd.distill.entry import KIND
 from edgekd.errors import UsageError
-from edgekd.registry import suggestion
 
 S = TypeVar("S", bound=Section)
 KeyPath = tuple[str | int, ...]
@@ -139,14 +138,14 @@ def _scalar(
     except (ValueError, AttributeError, TypeError, KeyError):
         # PyYAML's own constructors fail in these ways on a tag that does not fit its text.
         raise UsageError(
-            f"{_shortened(node.value)} is not a valid {node.tag}", where=where
+            f"{shortened(node.value)} is not a valid {node.tag}", where=where
         ) from None
     # YAML 1.1 reads 1e-3 (no dot) as text; people mean the number.
     if isinstance(value, str) and node.style is None and _EXPONENT.fullmatch(value):
         value = float(value)
     if value is not None and not isinstance(value, bool | int | float | str):
         raise UsageError(
-            f"{_shortened(node.value)} is read as a {type(value).__name__}",
+            f"{shortened(node.value)} is read as a {type(value).__name__}",
             where=where,
             fix="put it in quotes if text is meant",
         )
@@ -208,40 +207,18 @@ def validate_as(schema: type[S], value: dict[str, Any], *, where: str, lines: Li
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        found = _of_one_kind([dict(problem) for problem in error.errors()])
-        problems = [_describe(problem, where, lines, schema) for problem in found]
+        found = [_placed(problem, where, lines, schema) for problem in problems(error)]
     except RecursionError:
-        problems = [f"{where}: nested too deeply"]
-    if len(problems) == 1:
-        raise UsageError(problems[0])
-    listed = "\n".join(f"  {problem}" for problem in problems[:10])
-    more = f"\n  … and {len(problems) - 10} more" if len(problems) > 10 else ""
-    raise UsageError(f"{len(problems)} problems:\n{listed}{more}")
+        found = [f"{where}: nested too deeply"]
+    if len(found) == 1:
+        raise UsageError(found[0])
+    listed = "\n".join(f"  {problem}" for problem in found[:10])
+    more = f"\n  … and {len(found) - 10} more" if len(found) > 10 else ""
+    raise UsageError(f"{len(found)} problems:\n{listed}{more}")
 
 
-def _of_one_kind(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Where a value may be of several kinds: only what is wrong with the kind that fits it best.
-
-    Pydantic puts each kind's type, such as "list[str]", into the place, and tells what is wrong with all.
-    """
-    kept: dict[int | KeyPath, dict[str, Any]] = {}
-    for number, problem in enumerate(problems):
-        loc: KeyPath = problem["loc"]
-        kinds = [i for i, key in enumerate(loc) if KIND.match(str(key))]
-        if not kinds or problem["type"] == "extra_forbidden":
-            kept[number] = problem
-            continue
-        place, rest = loc[: kinds[0]], loc[kinds[0] + 1 :]
-        known = kept.get(place)
-        if known is None or len(place) + len(rest) > len(known["loc"]):
-            kept[place] = problem | {"loc": (*place, *rest)}
-        elif known["loc"] == place and not rest:
-            other = problem["msg"].removeprefix("Input should be ")
-            kept[place] = known | {"msg": f"{known['msg']}, or {other}"}
-    return list(kept.values())
-
-
-def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Section]) -> str:
+def _placed(problem: dict[str, Any], where: str, lines: Lines, schema: type[Section]) -> str:
+    """The line that it was written in, its key, and what is wrong with it."""
     loc: KeyPath = (*problem["loc"], *problem.get("ctx", {}).get("path", ()))
     known = loc
     while known and known not in lines:
@@ -251,16 +228,8 @@ def _describe(problem: dict[str, Any], where: str, lines: Lines, schema: type[Se
         line = lines[known]
         place = line if isinstance(line, str) else f"{where}:{line}"
     key = ".".join(map(str, loc))
-    text = problem["msg"].removeprefix("Value error, ")
-    if problem["type"] == "extra_forbidden":
-        text = f"unknown key{suggestion(str(loc[-1]), _fields(schema, loc[:-1]))}"
-    elif problem["type"] == "missing":
-        text = "this key is required"
-    elif problem["type"] == "too_short":
-        text = "should not be empty"
-    elif problem["type"] not in ("value_error", "methods", "sections"):
-        text = re.sub(r" or instance of \w+", "", text)
-        text = f"{text[0].lower()}{text[1:]}, not {_shortened(problem['input'])}"
+    meant = _fields(schema, loc[:-1]) if problem["type"] == "extra_forbidden" else []
+    text = describe(problem, meant)
     return f"{place}: {key}: {text}" if key else f"{place}: {text}"
 
 
@@ -275,8 +244,3 @@ def _fields(schema: type[Section], path: KeyPath) -> list[str]:
         if not (isinstance(model, type) and issubclass(model, BaseModel)) and arguments:
             model = arguments[0]
     return list(model.model_fields)
-
-
-def _shortened(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

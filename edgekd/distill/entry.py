@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import reprlib
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
+from edgekd.config.problems import describe, problems
 from edgekd.errors import UsageError
-from edgekd.registry import Registry, suggestion
+from edgekd.registry import Registry
 
-# How pydantic names one of several kinds that a value may be of, in the place of what is wrong.
-KIND = re.compile(r"(list|dict|literal)\[.*\]$|constrained-\w+$|(int|float|bool|str)$")
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -30,20 +27,9 @@ def parse_entry(registry: Registry[type[B]], entry: object, *path: str | int) ->
     except UsageError as error:
         raise problem(error.what, *path) from None
     except ValidationError as error:
-        # Of the kinds that a value may be of, that which it resembles most: its mistake lies deepest.
-        first = max(error.errors(), key=lambda found: len(found["loc"]))
-        text = first["msg"].removeprefix("Value error, ")
-        text = f"{text[0].lower()}{text[1:]}"
-        if first["type"] == "extra_forbidden":
-            of_entry = len(first["loc"]) == 1
-            text = "unknown key"
-            text += suggestion(str(first["loc"][-1]), cls.model_fields) if of_entry else ""
-        elif first["type"] == "missing":
-            text = "this key is required"
-        elif first["type"] != "value_error":
-            text += f", not {reprlib.repr(first['input'])}"
-        found = [key for key in first["loc"] if not KIND.match(str(key))]
-        raise problem(text, *path, str(name), *found) from None
+        first = problems(error)[0]
+        meant = cls.model_fields if len(first["loc"]) == 1 else ()
+        raise problem(describe(first, meant), *path, str(name), *first["loc"]) from None
 
 
 def problem(text: str, *path: str | int) -> PydanticCustomError:

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from edgekd.config.problems import describe, problems
 from edgekd.distill.method import Kind, Method, working
 from edgekd.errors import UsageError
-from edgekd.registry import Registry, suggestion
+from edgekd.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
@@ -167,13 +168,9 @@ def options(cls: type[Teacher], args: dict[str, Any]) -> Any:
     try:
         return cls.Options.model_validate(args)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        text = first["msg"].removeprefix("Value error, ")
-        text = f"{text[0].lower()}{text[1:]}"
-        if first["type"] == "extra_forbidden":
-            text = f"unknown key{suggestion(str(first['loc'][-1]), cls.Options.model_fields)}"
-        raise ValueError(f"args.{key}: {text}" if key else f"args: {text}") from None
+        first = problems(error)[0]
+        key = ".".join(("args", *map(str, first["loc"])))
+        raise ValueError(f"{key}: {describe(first, cls.Options.model_fields)}") from None
 
 
 def check_methods(methods: tuple[Method, ...], provides: frozenset[Kind], *, who: str) -> None:

@@ -254,7 +254,7 @@ def test_python_only_values_are_refused_in_arguments():
         (
             "distill.scheme.online.peers",
             0.5,
-            "online.peers: input should be a valid integer, not 0.5",
+            "online.peers: input should be a valid integer, or a valid list, not 0.5",
         ),
         ("distill.scheme.assistant", {}, "assistant.chain: this key is required"),
         (
