@@ -60,7 +60,7 @@ def untrained(
 
 
 def train(
-    data: Path, folder: Path, *, epochs: int = 12, rate: float = 1e-3, seed: int = 0, **size: int
+    data: Path, folder: Path, *, epochs: int = 20, rate: float = 1e-3, seed: int = 0, **size: int
 ) -> Path:
     """Fine-tune on `data/train.jsonl`; `folder` then holds config, safetensors and tokenizer."""
     rows = [json.loads(line) for line in (data / "train.jsonl").read_text("utf-8").splitlines()]

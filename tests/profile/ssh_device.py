@@ -127,7 +127,11 @@ class Device:
 
     def connections(self):
         """Numbers of sshd's processes that serve somebody."""
-        return [int(pid) for pid in run("pgrep", "-P", str(self.process.pid)).split()]
+        # Without any pgrep ends with 1.
+        found = subprocess.run(
+            ["pgrep", "-P", str(self.process.pid)], capture_output=True, text=True
+        )
+        return [int(pid) for pid in found.stdout.split()]
 
     def stop(self):
         if self.process is not None:

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from edgekd.profile.transports import adb as transport
 from edgekd.profile.transports.adb import find_device
 from edgekd.progress import Silent
 from tests.profile.adb_device import AdbDevice
+from tests.teachers.servers import free_ports
 
 pytestmark = pytest.mark.skipif(shutil.which("adb") is None, reason="adb is not installed")
 
@@ -35,8 +35,7 @@ PYTHON = sys.executable
 @pytest.fixture(scope="module", autouse=True)
 def server(tmp_path_factory):
     """An adb server of our own: another port, another key."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ANDROID_ADB_SERVER_PORT", str(port))
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))

@@ -78,9 +78,9 @@ def done(exported, tmp_path_factory):
     with chromium() as browser, bench(teacher, student, "--max-seconds", 0.6, "--json") as run:
         process, link = run
         browser.open(link)
-        browser.wait_for(OVER)
+        browser.wait_for(OVER, 240)
         isolated = browser.evaluate("crossOriginIsolated")
-        out, said = process.communicate(timeout=60)
+        out, said = process.communicate(timeout=240)
         assert process.returncode == 0, (said, browser.text(), browser.complaints)
         yield SimpleNamespace(
             browser=browser, isolated=isolated, report=ProfileReport.model_validate_json(out)
@@ -158,7 +158,7 @@ class TestInChromium:
             assert stranger.get("")[0] == 410
             assert stranger.post("claim", {})[0] == 410
             browser.evaluate("document.getElementById('stop').click()")
-            out, said = process.communicate(timeout=60)
+            out, said = process.communicate(timeout=240)
             assert "stopped by hand" in browser.text()
         assert (process.returncode, out) == (3, "")
         assert "the browser says: stopped by hand" in said

@@ -159,7 +159,10 @@ def test_from_the_device_to_the_report(exported, tmp_path):
     for p in found.profiles:
         assert p.operators
         assert p.wall > 0
-        assert p.mapped > 0.9
+        # OpenVINO counts whole microseconds, and the student takes one at the most.
+        if sum(o.seconds for o in p.operators):
+            assert p.mapped > 0.9
+        assert any(o.module is not None for o in p.operators)
     assert [(c.role, c.flops > 0, c.guessed) for c in found.costs] == [
         ("teacher", True, ()), ("student", True, ()),
     ]  # fmt: skip

@@ -330,7 +330,7 @@ def test_a_device_that_hangs_is_not_waited_for(device):
     script.write_text("#!/bin/sh\nexec sleep 300\n")
     script.chmod(0o755)
     with pytest.raises(StageError, match="device cannot be reached: no answer in time"):
-        OpenSsh().describe(target({"connect": 1, "silence": 1}, python="~/hang"))
+        OpenSsh().describe(target({"connect": 3, "silence": 1}, python="~/hang"))
     for process in device.processes("300"):
         os.kill(process, signal.SIGKILL)
 

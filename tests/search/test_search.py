@@ -177,7 +177,7 @@ def alive(pid):
     """Whether it runs; one that has ended may still be listed."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -37,12 +38,18 @@ def environment(name, *packages, beside=False):
 
 
 def free_ports(count):
-    """Ports of the loopback that nobody listens on."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
+    """Ports of the loopback that nobody listens on.
+
+    Not those that the kernel gives to connections: one of another process may have it before the server.
+    """
+    found = []
+    while len(found) < count:
+        # Of the system: `random` draws the same in every worker.
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            found += [port] * (port not in found)
+    return found
 
 
 @contextlib.contextmanager
