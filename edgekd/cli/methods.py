@@ -21,11 +21,13 @@ def command(as_json: bool) -> None:
         method = METHODS.get(name)
         paper = inspect.getdoc(inspect.getmodule(method)) or ""
         definition = inspect.getdoc(method) or ""
+        parameters = method().model_dump(mode="json", exclude={"taps"})
+        unused = {key for key in ("warmup", "alone") if not parameters[key]}
         entries.append(
             {
                 "name": name,
                 "needs": sorted(method.needs),
-                "parameters": method().model_dump(mode="json", exclude={"taps", "warmup", "alone"}),
+                "parameters": {k: v for k, v in parameters.items() if k not in unused},
                 "paper": paper.splitlines()[0],
                 "definition": definition.splitlines()[0],
             }
@@ -34,6 +36,6 @@ def command(as_json: bool) -> None:
         print_json(entries)
         return
     for entry in entries:
-        parameters = ", ".join(f"{key}: {value}" for key, value in entry["parameters"].items())
-        click.secho(f"{entry['name']}: {{{parameters}}}", bold=True)
+        told = ", ".join(f"{key}: {value}" for key, value in entry["parameters"].items())
+        click.secho(f"{entry['name']}: {{{told}}}", bold=True)
         click.echo(f"    {entry['definition']}\n    {entry['paper']}")

@@ -438,7 +438,8 @@ class Distill(Training):
     alpha: NonNegative | None = Field(
         None,
         description="Weight of the labels' loss; null: what goes with the methods: auto's or, "
-        "of those given, 0.1; 0.5 with hard; 1 with dkd, dist, cwd and features alone; of several the least.",
+        "of those given, 0.1; 0.5 with hard; 1 with dkd, dist, cwd and features alone; of several the least; "
+        "1 without any.",
     )
     methods: MethodList = Field(
         default_factory=MethodList.default,
@@ -456,7 +457,7 @@ class Distill(Training):
         """`alpha`, or what it is where nothing is given: the least that a method has the labels at."""
         if self.alpha is not None:
             return self.alpha
-        return min((method.labels for method in self.methods.entries), default=0.1)
+        return min((method.labels for method in self.methods.entries), default=1.0)
 
     @model_validator(mode="before")
     @classmethod
@@ -505,9 +506,10 @@ class Distill(Training):
 
     @model_validator(mode="after")
     def _something_to_learn(self) -> Distill:
-        if self.labels_weight == 0 and not self.methods.entries:
+        lost = self.labels_weight == 0 and not self.scheme.entry.teaches
+        if lost and not self.methods.entries:
             raise ValueError("alpha is 0 and methods is empty: there is no loss to train with")
-        if self.labels_weight == 0 and not any(method.weight for method in self.methods.entries):
+        if lost and not any(method.weight for method in self.methods.entries):
             raise ValueError(
                 "alpha is 0 and so is the weight of every method: there is no loss to train with"
             )
@@ -517,7 +519,7 @@ class Distill(Training):
                     f"{method.name} is alone for {method.alone} epochs, which leaves none of {self.epochs} "
                     f"for the rest: raise epochs, or set {method.name}.alone"
                 )
-        if self.labels_weight == 0 and all(method.alone for method in self.methods.entries):
+        if lost and not any(method.persists for method in self.methods.entries):
             raise ValueError(
                 "alpha is 0 and every method is `alone`: then there is no loss any more"
             )

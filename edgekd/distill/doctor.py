@@ -71,7 +71,12 @@ def examine(
         *(_about_mode(known, again) if known and again else ()),
         *(_about_store(expected or known, stored) if known and stored else ()),
         *_about_rate(config),
-        *(complaint for norms in phases for complaint in _about_gradients(norms, objective)),
+        *_about_epochs(config, objective),
+        *(
+            complaint
+            for norms in phases
+            for complaint in _about_gradients(norms, objective, bool((labels >= 0).any()))
+        ),
     ]
     return Diagnosis(complaints, {**phases[0], **phases[-1]})
 
@@ -201,7 +206,25 @@ def _about_rate(config: Training) -> Iterator[str]:
         )
 
 
-def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[str]:
+def _about_epochs(config: Training, objective: Objective) -> Iterator[str]:
+    for method in objective.methods:
+        if method.warmup > config.epochs:
+            yield (
+                f"the weight of {method.name} rises over {method.warmup} epochs, and there are "
+                f"{config.epochs}: it ends at {config.epochs / method.warmup:.0%} of it; lower "
+                f"{method.name}.warmup, or raise epochs"
+            )
+        if config.schedule != "constant" and 2 * method.alone > config.epochs:
+            yield (
+                f"{method.name} is alone for {method.alone} of {config.epochs} epochs, and the learning rate "
+                f"falls over all of them: what follows gets its end; raise epochs, or lower "
+                f"{method.name}.alone"
+            )
+
+
+def _about_gradients(
+    norms: dict[str, float], objective: Objective, labelled: bool = True
+) -> Iterator[str]:
     weights = {method.name: method.weight for method in objective.methods}
     # Beside features, soft targets that count say what the labels say.
     soft = [m.name for m in objective.methods if m.needs == {"logits"} and m.name in norms]
@@ -215,6 +238,8 @@ def _about_gradients(norms: dict[str, float], objective: Objective) -> Iterator[
     for name, norm in norms.items():
         if not math.isfinite(norm):
             yield f"the gradient of {name} is not finite: lower its weight, or check the data"
+        elif norm == 0 and name not in weights and not labelled:
+            continue  # what would learn from labels
         elif norm == 0:
             yield f"{name} gives the student no gradient: it teaches nothing; check its weight and taps"
         elif name not in configured or norms[largest] <= more * norm:

@@ -7,7 +7,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticCustomError
 
-from edgekd.config.problems import describe, problems
+from edgekd.config.problems import describe, problems, shortened
 from edgekd.errors import UsageError
 from edgekd.registry import Registry
 
@@ -19,10 +19,19 @@ def parse_entry(registry: Registry[type[B]], entry: object, *path: str | int) ->
     if isinstance(entry, str):
         entry = {entry: {}}
     if not isinstance(entry, dict) or len(entry) != 1:
-        raise problem("should be a name or one {name: {parameters}}", *path)
+        text = "should be a name or one {name: {parameters}}"
+        if isinstance(entry, dict) and entry:
+            keys = [str(key) for key in entry]
+            text += f"; {', '.join(keys[:-1])} and {keys[-1]} stand side by side"
+            text += " (indent parameters below the name)"
+        raise problem(text, *path)
     ((name, parameters),) = entry.items()
     try:
         cls = registry.get(str(name))
+        if not isinstance(parameters, dict | None):
+            known = ", ".join(cls.model_fields)
+            text = f"should be its parameters, {{name: value}}, not {shortened(parameters)}; it has {known}"
+            raise problem(text, *path, str(name))
         return cls.model_validate({} if parameters is None else parameters)
     except UsageError as error:
         raise problem(error.what, *path) from None

@@ -141,6 +141,11 @@ class FeatureMethod(Method):
         if value.get("taps") == []:
             raise ValueError("taps has no pair: leave it out, and they are found automatically")
         if isinstance(value.get("taps"), list):
+            if not all(isinstance(p, list | tuple) and len(p) == 2 for p in value["taps"]):
+                raise ValueError(
+                    "taps should be pairs, [[teacher tap, student tap], …]; of one pair, tap: [teacher tap, "
+                    "student tap]"
+                )
             value["taps"] = [tuple(p) if isinstance(p, list) else p for p in value["taps"]]
         return value
 

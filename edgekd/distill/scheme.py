@@ -58,6 +58,10 @@ class Scheme(BaseModel):
         """Raises ValueError for settings that do not go together with it."""
         if self.gives is None:
             return
+        if not distill.methods.entries and not self.teaches:
+            raise ValueError(
+                f"in scheme {self.name} the student learns by methods, and methods is empty"
+            )
         for method in distill.methods.entries:
             missing = method.needs - self.gives
             if missing:

@@ -71,6 +71,7 @@ class Tapped:
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self.model = model
         self.taps = {name: parse(name, model) for name in names}
+        self._lengthwise = lengthwise(model)
         self._seen: dict[str, Tensor] = {}
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
 
@@ -133,9 +134,21 @@ class Tapped:
                     f"tap {name!r} gives a {type(value).__name__}, not one tensor",
                     fix=f"pick one of several: {tap.path}:output.0" if tap.item is None else None,
                 )
+            if self._lengthwise and value.ndim == 3:
+                value = value.unsqueeze(2)
             self._seen[name] = value
 
         return hook
+
+
+def lengthwise(model: nn.Module) -> bool:
+    """Whether features of three axes are signals (n, c, length), maps of height 1; or tokens (n, tokens, c).
+
+    Signals are where convolutions over time are, and nothing that wants channels last.
+    """
+    kinds = {type(module) for module in model.modules()}
+    last = (nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase)
+    return nn.Conv1d in kinds and not any(issubclass(kind, last) for kind in kinds)
 
 
 def _item(output: Any, item: str, name: str) -> Any:
@@ -275,17 +288,19 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def stages(model: nn.Module, inputs: Tensor) -> list[str]:
     """The module that gives the last feature map (n, c, h, w) of each spatial size, large to small.
 
-    Of transformers, whose tokens (n, tokens, c) keep their number, the blocks that end each third.
+    Of transformers, whose tokens (n, tokens, c) keep their number, the blocks that end each third; of
+    signals (n, c, length) as of maps.
     Found by running `inputs` once. Maps of 1×1 are left out: they are vectors; so is what comes after a
     smaller map, as in the decoder of a U-Net, which ends in the logits.
     """
     maps: dict[tuple[int, ...], str] = {}
     tokens: dict[str, str] = {}
+    signals = lengthwise(model)
 
     def see(path: str, name: str, value: Tensor) -> None:
-        if value.ndim == 3:
+        if value.ndim == 3 and not signals:
             tokens[path] = name
-        elif value.ndim == 4 and min(value.shape[2:]) > 1:
+        elif value.ndim == (3 if signals else 4) and min(value.shape[2:]) > 1:
             smallest = min((math.prod(size) for size in maps), default=math.inf)
             if math.prod(value.shape[2:]) > smallest:
                 return
@@ -328,6 +343,8 @@ def blocks(model: nn.Module, inputs: Tensor) -> dict[str, str]:
         if value.ndim == 3:
             tokens[path] = name
 
+    if lengthwise(model):
+        return {}
     _watch_run(model, inputs, see)
     return _blocks(model, tokens)
 

@@ -74,6 +74,9 @@ def train_quantized(
     untrained = {name: value.clone() for name, value in model.state_dict().items()}
     workshop = Workshop(context)
     objective = _objective(workshop)
+    scheme = config.distill.scheme.entry.name
+    if objective.needs_teacher and scheme != "offline":
+        workshop.say(f"in INT8 the run's own teacher teaches, not what scheme {scheme} made")
     # The student has been examined; a step further is no new distillation.
     workshop.config = workshop.config.model_copy(update={"doctor": False})
     history = workshop.train(

@@ -29,6 +29,12 @@ def check_task(config: Config, task: str, classes: Sequence[str]) -> None:
                     f"{method.name} is for segmentation, and this data is for {name}",
                     where="distill.methods",
                 )
+            if len(classes) == 2 and getattr(method, "standardize", False):
+                raise UsageError(
+                    "the Z-scores of two logits are the same for every sample",
+                    where=f"distill.methods.{method.name}.standardize",
+                    fix="set it to false: this data has two classes",
+                )
         return
     for where, what in _for_classes(config):
         raise UsageError(f"{what} is for classification, and this data is for {name}", where=where)

@@ -16,10 +16,12 @@ if TYPE_CHECKING:
     from edgekd.pipeline.stages import Context
 
 Mean = Literal["arithmetic", "geometric"]
+# The logit of a label beside 0 for the others: e⁻¹⁶ ≈ 10⁻⁷, the least probability that records hold.
+_CERTAIN = 16.0
 
 
 class Ensemble(Teacher):
-    """Members of any kind that answer with logits; `weights`, one each, are divided by their sum.
+    """Members of any kind; `weights`, one each, are divided by their sum. Of labels alone they are certain.
 
     The arithmetic mean is Σ w_k softmax(z_k/T) at T = `temperature`: that of a distillation makes its
     soft targets the mean of the members'. The geometric mean Π softmax(z_k/T)^w_k, normalised, is
@@ -54,7 +56,11 @@ class Ensemble(Teacher):
 
     def knowledge(self, inputs: Tensor, indices: Tensor, view: int) -> Knowledge:
         """Logits (n, classes) whose softmax at T is the mean."""
-        answers = [m.knowledge(inputs, indices, view).logits for m in self.members]
+        answers = [
+            m.knowledge(inputs, indices, view).logits
+            * (1 if "logits" in m.provides else _CERTAIN * self.temperature)
+            for m in self.members
+        ]
         return Knowledge(mean_logits(answers, self.weights, self.mean, self.temperature))
 
 

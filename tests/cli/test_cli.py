@@ -80,7 +80,11 @@ def test_methods_are_listed_with_their_papers(capsys):
     assert "2015" in listed["kd"]["paper"]
     assert all(entry["paper"] and entry["definition"] for entry in listed.values())
     assert in_process("methods") == 0
-    assert "rkd: {weight: 1.0, distance: 25.0, angle: 50.0}" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "rkd: {weight: 1.0, distance: 25.0, angle: 50.0}" in text
+    # What surprises whoever does not know it.
+    assert "dkd: {weight: 1.0, warmup: 20," in text
+    assert listed["ab"]["parameters"]["alone"] == 30
 
 
 def test_schema_is_json(capsys):

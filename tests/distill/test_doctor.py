@@ -253,3 +253,23 @@ def test_a_loss_that_prepares_itself_first_is_looked_at_when_it_teaches_and_left
     assert all(norm > 0 for norm in norms.values())
     after = objective.trained.state_dict()
     assert all(torch.equal(before[k], v) for k, v in after.items())
+
+
+def test_epochs_that_are_too_few_for_a_warm_up_or_an_initialisation_are_noticed():
+    dkd = METHODS.get("dkd")
+    (complaint,) = complaints(Objective(1.0, (dkd(),)), epochs=5)
+    assert "dkd rises over 20 epochs, and there are 5: it ends at 25% of it" in complaint
+    assert complaints(Objective(1.0, (dkd(),)), epochs=20) == []
+    brief, long = Objective(0.1, (KD(), KD(alone=6))), Objective(0.1, (KD(), KD(alone=5)))
+    assert "kd is alone for 6 of 10 epochs" in complaints(brief, epochs=10)[0]
+    assert complaints(long, epochs=10) == []
+    assert complaints(brief, epochs=10, schedule="constant") == []
+
+
+def test_where_no_sample_has_a_label_nothing_is_said_of_losses_to_labels():
+    nothing = torch.full_like(LABELS, -1)
+    objective = Objective(0.1, (KD(),))
+    found = examine(
+        network(), objective, Distill(), None, INPUTS, Knowledge(ANSWERS), nothing
+    ).complaints
+    assert not any("cross_entropy" in complaint for complaint in found)

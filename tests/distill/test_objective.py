@@ -66,7 +66,7 @@ def test_standardized_logits_have_the_temperature_and_weight_of_their_paper():
     ("methods", "weight"),
     [
         (["kd"], 0.1), (["hard"], 0.5), (["dkd"], 1), (["dist"], 1), (["rkd"], 1), (["reviewkd"], 1),
-        (["kd", "rkd"], 0.1), ([], 0.1), (["hard", "at"], 0.5),
+        (["kd", "rkd"], 0.1), ([], 1), (["hard", "at"], 0.5),
     ],
 )  # fmt: skip
 def test_the_labels_weigh_what_they_do_in_the_papers_unless_it_is_given(methods, weight):

@@ -1,5 +1,7 @@
 """Taps: found, read and left without a trace; regressors trained and resumed with the student."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -312,6 +314,29 @@ class TestStages:
         assert objective.methods[1].taps == [("head:input", "body")]
         with pytest.raises(UsageError, match="no linear layer"):
             penultimate(nn.Sequential(nn.Conv2d(1, 1, 1)), INPUTS)
+
+    def test_of_signals_they_are_maps_of_height_one(self):
+        def blocks(*widths):
+            channels = [1, *widths]
+            return nn.Sequential(
+                nn.Sequential(*(
+                    nn.Sequential(nn.Conv1d(a, b, 3, 2, 1), nn.BatchNorm1d(b), nn.ReLU())
+                    for a, b in itertools.pairwise(channels)
+                )),
+                nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(widths[-1], 3),
+            ).eval()  # fmt: skip
+
+        x, student, teacher = torch.randn(4, 1, 64), blocks(4, 8), blocks(6, 12)
+        assert stages(student, x) == ["0.0", "0"]
+        with Tapped(student, ["0.1", "3:input"]) as tapped:
+            _, seen = tapped(x)
+        assert seen["0.1"].shape == (4, 8, 1, 16)
+        assert seen["3:input"].shape == (4, 8)
+        torch.testing.assert_close(seen["0.1"][:, :, 0], student[0](x))
+        objective = Objective(1.0, MethodList.parse(["fitnet", "at"]).entries)
+        objective.prepare(student, teacher, x, 0)
+        (regressor,) = objective.trained["fitnet"].parts
+        assert regressor[0].weight.shape == (12, 8, 1, 1)
 
     def test_networks_without_maps_have_none(self):
         assert stages(net("mlp"), INPUTS) == []

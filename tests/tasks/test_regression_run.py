@@ -193,6 +193,13 @@ def test_what_is_for_classes_alone_is_refused_with_its_key(key, value, told):
         check_task(Config.model_validate(settings), "regression", ())
 
 
+def test_z_scores_of_two_logits_teach_nothing():
+    config = Config.model_validate({"distill": {"methods": [{"kd": {"standardize": True}}]}})
+    check_task(config, "classification", ("a", "b", "c"))
+    with pytest.raises(UsageError, match=r"distill.methods.kd.standardize(.|\n)*two classes"):
+        check_task(config, "classification", ("a", "b"))
+
+
 def test_methods_that_work_are_named():
     with pytest.raises(UsageError) as caught:
         check_task(Config.model_validate({"distill": {"methods": ["kd"]}}), "regression", ())

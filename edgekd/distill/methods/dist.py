@@ -41,6 +41,17 @@ class DIST(Method):
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """ρ of each pair of rows; 0 where a row is constant."""
-    a, b = a - a.mean(dim=1, keepdim=True), b - b.mean(dim=1, keepdim=True)
-    correlation: Tensor = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp_min(1e-8)
+    (a, length_a), (b, length_b) = centred(a), centred(b)
+    correlation: Tensor = (a * b).sum(dim=1) / (length_a * length_b)
     return correlation
+
+
+def centred(a: Tensor) -> tuple[Tensor, Tensor]:
+    """Deviations from each row's mean, and their length: of probabilities that differ by 1 % at least.
+
+    A student whose last layer starts at zero says the same of all, and its gradient would be 10⁶ as large.
+    """
+    mean = a.mean(dim=1, keepdim=True)
+    least = 0.01 * mean.detach().abs().squeeze(1) * a.shape[1] ** 0.5
+    a = a - mean
+    return a, a.norm(dim=1).maximum(least).clamp_min(1e-8)

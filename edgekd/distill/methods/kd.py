@@ -50,5 +50,8 @@ class KD(Method):
 
 
 def standardized(z: Tensor) -> Tensor:
-    """Each row's Z-score (Sun et al. 2024, eq. 11)."""
-    return (z - z.mean(dim=1, keepdim=True)) / (z.std(dim=1, keepdim=True) + 1e-7)
+    """Each row's Z-score (Sun et al. 2024, eq. 11); logits that are all but the same stay so.
+
+    Of a last layer that starts at zero the gradient would be 10⁶ as large otherwise.
+    """
+    return (z - z.mean(dim=1, keepdim=True)) / z.std(dim=1, keepdim=True).clamp_min(0.01)

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
 class MLKD(Method):
     """Instance, batch and class level, each over all temperatures.
 
-    Instance: T²·KL(p ‖ q). Batch: ‖p pᵀ − q qᵀ‖² / n, how alike samples are. Class:
-    ‖pᵀ p − qᵀ q‖² / classes, how classes go together. Of samples only those count that the teacher is
+    Instance: T²·KL(p ‖ q). Batch: r·‖p pᵀ − q qᵀ‖² / n, how alike samples are. Class:
+    r²·‖pᵀ p − qᵀ q‖² / classes, how classes go together. Both are sums over a batch: r = 64·classes / 100·n
+    is 1 at the 64 samples and 100 classes that the authors weigh them for, and keeps their share where
+    there are others. Of samples only those count that the teacher is
     least sure of (max p), and of classes those that it sees least of in the batch (Σ p): the
     `confidence` quantile of each, half of them in the authors' code; 1: all. Without their second,
     strongly augmented view.
@@ -50,8 +52,9 @@ class MLKD(Method):
         """The three terms at one temperature, of logits already divided by it."""
         q, p = z.softmax(dim=1), v.softmax(dim=1)
         kl = (p * (v.log_softmax(dim=1) - z.log_softmax(dim=1))).sum(dim=1)
-        of_samples = (p @ p.T - q @ q.T).square().sum(dim=1)
-        of_classes = (p.T @ p - q.T @ q).square().sum(dim=1)
+        r = 64 / len(z) * z.shape[1] / 100
+        of_samples = r * (p @ p.T - q @ q.T).square().sum(dim=1)
+        of_classes = r**2 * (p.T @ p - q.T @ q).square().sum(dim=1)
         return (
             T**2 * (samples * kl).mean()
             + (samples * of_samples).mean()

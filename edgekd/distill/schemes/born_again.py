@@ -33,6 +33,10 @@ class BornAgain(Scheme):
     def check(self, distill: Any) -> None:
         if not distill.methods.entries:
             raise ValueError("generations teach by methods, and methods is empty")
+        if self.first == "labels" and distill.transfer.labels == 0:
+            raise ValueError(
+                "the first generation learns from labels, and transfer.labels is 0: set first to teacher"
+            )
         for method in distill.methods.entries if self.ensemble else ():
             if not method.needs <= ANSWERS:
                 raise ValueError(

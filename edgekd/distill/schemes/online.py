@@ -37,6 +37,8 @@ class Online(Scheme):
     def _named(cls, value: Any) -> Any:
         if isinstance(value, list):
             return [{"model": v} if isinstance(v, str) else v for v in value]
+        if isinstance(value, str | dict):
+            raise ValueError("should be a number, or a list of networks")
         return value
 
     @model_validator(mode="after")

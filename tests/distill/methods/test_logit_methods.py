@@ -153,6 +153,8 @@ def test_mlkd_equals_a_brute_force_loop(pair, confidence):
     samples = [s <= np.quantile(sure, confidence) for s in sure]
     of = [s <= np.quantile(seen, confidence) for s in seen]
     assert sum(samples) == {1.0: 7, 0.5: 4, 0.2: 2}[confidence]
+    # 1 for 64 samples and 100 classes.
+    r = 64 * classes / (100 * n)
     expected = 0.0
     for T in (2.0, 3.0):
         q, p = (z / T).softmax(1).tolist(), (v / T).softmax(1).tolist()
@@ -161,11 +163,11 @@ def test_mlkd_equals_a_brute_force_loop(pair, confidence):
                 expected += T**2 * kl(p[i], q[i]) / n
             for j in range(n):
                 a, b = (sum(m[i][c] * m[j][c] for c in range(classes)) for m in (p, q))
-                expected += samples[i] * (a - b) ** 2 / n
+                expected += r * samples[i] * (a - b) ** 2 / n
         for c in range(classes):
             for d in range(classes):
                 a, b = (sum(m[i][c] * m[i][d] for i in range(n)) for m in (p, q))
-                expected += of[c] * (a - b) ** 2 / classes
+                expected += r**2 * of[c] * (a - b) ** 2 / classes
     method = METHODS.get("mlkd")(temperatures=[2.0, 3.0], confidence=confidence)
     assert value(method, z, v).item() == pytest.approx(expected, rel=1e-10)
 
@@ -174,3 +176,34 @@ def test_hard_is_cross_entropy_with_the_teachers_answers(pair):
     z, v = pair
     expected = -sum(z.log_softmax(1)[i, v[i].argmax()].item() for i in range(len(z))) / len(z)
     assert value(METHODS.get("hard")(), z, v).item() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("classes", "samples"), [(2, 64), (2, 256), (10, 256), (100, 64), (200, 64)]
+)
+def test_mlkd_pulls_about_as_hard_whatever_the_batch_and_the_classes(classes, samples):
+    generator = torch.Generator().manual_seed(0)
+    v = 3 * torch.randn(samples, classes, generator=generator)
+    z = torch.randn(samples, classes, generator=generator).requires_grad_()
+    kd, mlkd = (
+        torch.autograd.grad(method(Knowledge(z), Knowledge(v), LABELS), z)[0].norm()
+        for method in (KD(), METHODS.get("mlkd")())
+    )
+    assert 0.3 < mlkd / kd < 30
+
+
+@pytest.mark.parametrize("name", LOGIT_METHODS)
+@pytest.mark.parametrize("more", [{}, {"standardize": True}])
+def test_a_student_whose_last_layer_starts_at_zero_is_not_blown_up(name, more):
+    if more and name != "kd":
+        return
+    generator = torch.Generator().manual_seed(0)
+    v = 3 * torch.randn(64, 20, generator=generator)
+    labels = torch.randint(0, 20, (64,), generator=generator)
+    method = METHODS.get(name)(**more)
+    norms = []
+    for scale in (0.0, 1.0):
+        z = (scale * torch.randn(64, 20, generator=generator)).requires_grad_()
+        loss = method(Knowledge(z), Knowledge(v), labels)
+        norms.append(torch.autograd.grad(loss, z)[0].norm())
+    assert 0 < norms[0] < 200 * norms[1]

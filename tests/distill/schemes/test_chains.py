@@ -53,6 +53,22 @@ class TestMean:
             expected = [p / sum(product) for p in product]
             assert found[i].tolist() == pytest.approx(expected, rel=1e-12)
 
+    @pytest.mark.parametrize("T", [1.0, 4.0])
+    def test_a_member_that_only_gives_labels_is_certain_of_them(self, T):
+        class Says(Teacher):
+            def __init__(self, logits, provides):
+                self.logits, self.provides = logits, frozenset(provides)
+
+            def knowledge(self, inputs, indices, view):
+                return Knowledge(self.logits)
+
+        z = draw(4, 5)
+        labels = torch.eye(5, dtype=z.dtype)[:4]
+        members = [Says(labels, {"labels"}), Says(z, {"logits", "labels"})]
+        found = Ensemble(members, temperature=T).knowledge(None, None, 0).logits
+        expected = 0.5 * labels + 0.5 * (z / T).softmax(1)
+        torch.testing.assert_close((found / T).softmax(1), expected, atol=1e-6, rtol=0)
+
     def test_a_member_of_weight_zero_does_not_count(self):
         z = [draw(4, 5, seed=s) for s in range(2)]
         for mean in ("arithmetic", "geometric"):
@@ -244,6 +260,18 @@ class TestConfiguration:
             again = Config.model_validate(config.model_dump(mode="json"))
             assert again == config
 
+    @pytest.mark.parametrize(
+        "distill",
+        [
+            # What is alone at first and goes on, and networks that teach each other, are enough.
+            {"methods": ["ft"], "alpha": 0.0, "epochs": 40},
+            {"scheme": "online", "alpha": 0.0, "methods": []},
+            {"scheme": {"label_refinery": {"first": "teacher"}}, "transfer": {"labels": 0.0}},
+        ],
+    )
+    def test_labels_are_not_needed_where_something_else_is_learned_from(self, distill):
+        assert Config.model_validate({"distill": distill}).distill.labels_weight == 0
+
     def test_a_scheme_brings_its_own_defaults_and_leaves_what_is_given(self):
         config = Config.model_validate({"distill": {"scheme": "label_refinery"}})
         assert config.distill.methods.entries[0].temperature == 1
@@ -262,6 +290,35 @@ class TestConfiguration:
             ({"scheme": {"born_again": {"generations": 1}}}, "scheme.born_again.generations"),
             ({"scheme": {"assistant": {"chain": []}}}, "scheme.assistant.chain"),
             ({"scheme": {"assistant": {"chain": ["zoo:mlp"]}}, "methods": []}, "methods is empty"),
+            (
+                {"scheme": "ensemble", "methods": []},
+                "in scheme ensemble the student learns by methods",
+            ),
+            ({"scheme": "specialists", "methods": []}, "scheme specialists the student learns by"),
+            (
+                {"scheme": "label_refinery", "transfer": {"labels": 0.0}},
+                "first generation learns from labels, and transfer.labels is 0: set first to teacher",
+            ),
+            ({"scheme": {"online": {"peers": "zoo:mlp"}}}, "peers: should be a number, or a list"),
+            (
+                {"scheme": {"online": 3}},
+                r"scheme.online: should be its parameters, .* not 3; it has peers",
+            ),
+            (
+                {"methods": [{"kd": 4}]},
+                r"methods.0.kd: should be its parameters.*it has .*temperature",
+            ),
+            (
+                {"methods": [{"kd": None, "temperature": 4}]},
+                "methods.0: .*kd and temperature stand side by side",
+            ),
+            (
+                {"methods": [{"at": {"taps": ["a", "b"]}}]},
+                r"methods.0.at: taps should be pairs, \[\[",
+            ),
+            ({"methods": [{"at": {"taps": [["a"]]}}]}, "taps should be pairs"),
+            ({"methods": ["ab"], "alpha": 0.0, "epochs": 40}, "every method is `alone`"),
+            ({"methods": ["mse"], "knowledge": {"top_k": 2}}, "mse needs every logit"),
             ({"scheme": {"ensemble": {"members": 0}}}, "members should be 1 to 100"),
             ({"scheme": {"ensemble": {"members": 2, "weights": [1, 2.0]}}}, "has 2 values"),
             ({"scheme": {"ensemble": {"members": 1, "weights": [0.0, 0.0]}}}, "not all 0"),
