@@ -214,11 +214,11 @@ def _about_epochs(config: Training, objective: Objective) -> Iterator[str]:
                 f"{config.epochs}: it ends at {config.epochs / method.warmup:.0%} of it; lower "
                 f"{method.name}.warmup, or raise epochs"
             )
-        if config.schedule != "constant" and 2 * method.alone > config.epochs:
+        left = config.epochs - method.alone
+        if method.alone > 3 * left:
             yield (
-                f"{method.name} is alone for {method.alone} of {config.epochs} epochs, and the learning rate "
-                f"falls over all of them: what follows gets its end; raise epochs, or lower "
-                f"{method.name}.alone"
+                f"{method.name} is alone for {method.alone} of {config.epochs} epochs, which leaves {left} "
+                f"for the rest; raise epochs, or lower {method.name}.alone"
             )
 
 

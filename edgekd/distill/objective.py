@@ -44,6 +44,11 @@ class Objective:
         self.trained = nn.ModuleDict()
 
     @property
+    def alone(self) -> int:
+        """The first epochs that belong to initialisations."""
+        return max((method.alone for method in self.methods), default=0)
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether any term looks at a teacher."""
         return bool(self.methods)

@@ -119,7 +119,9 @@ def train(
                     first = state.step * config.batch_size
                     batch = order[first : first + config.batch_size]
                     indices = parallel.share(batch)
-                    rate = learning_rate(config, state.epoch * steps + state.step, total)
+                    rate = scheduled(
+                        config, state.epoch * steps + state.step, steps, objective.alone
+                    )
                     for group in optimizer.param_groups:
                         group["lr"] = rate
 
@@ -160,7 +162,7 @@ def train(
                             fix="run the same command again to go on from here",
                         )
                 losses.read()
-                _end_epoch(state, model, dataset, config, steps)
+                _end_epoch(state, model, dataset, config, steps, objective.alone)
                 task.advance(
                     0, **{f"val. {label}": f"{state.epochs[-1]['validation_accuracy']:.2%}"}
                 )
@@ -231,6 +233,16 @@ class Losses:
                     "and the data, for extreme values",
                 )
             self.state.sums[term] = total
+
+
+def scheduled(config: Training, step: int, steps: int, alone: int) -> float:
+    """The learning rate of a step, of `steps` in an epoch: an initialisation of `alone` epochs has a schedule
+    of its own, as in the papers, and what follows a whole one.
+    """
+    first, last = 0, alone * steps
+    if step >= last:
+        first, last = last, config.epochs * steps
+    return learning_rate(config, step - first, last - first)
 
 
 def learning_rate(config: Training, step: int, total: int) -> float:
@@ -352,7 +364,12 @@ def _order(indices: np.ndarray, seed: int, epoch: int) -> Tensor:
 
 
 def _end_epoch(
-    state: State, model: nn.Module, dataset: Dataset, config: Training, steps: int
+    state: State,
+    model: nn.Module,
+    dataset: Dataset,
+    config: Training,
+    steps: int,
+    alone: int,
 ) -> None:
     # A loss can be finite and its gradient not, as that of a square root at 0.
     broken = not_finite(model.state_dict())
@@ -377,9 +394,7 @@ def _end_epoch(
         {
             "epoch": state.epoch,
             "seconds": round(state.seconds, 3),
-            "learning_rate": learning_rate(
-                config, (state.epoch + 1) * steps - 1, config.epochs * steps
-            ),
+            "learning_rate": scheduled(config, (state.epoch + 1) * steps - 1, steps, alone),
             "losses": {term: value / steps for term, value in state.sums.items()},
             "validation_accuracy": accuracy,
             "validation_loss": loss,

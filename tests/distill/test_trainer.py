@@ -13,7 +13,7 @@ from edgekd.distill.method import METHODS, Knowledge
 from edgekd.distill.methods.kd import KD
 from edgekd.distill.objective import Objective
 from edgekd.distill.taps import Tapped
-from edgekd.distill.trainer import learning_rate, predict, train
+from edgekd.distill.trainer import learning_rate, predict, scheduled, train
 from edgekd.errors import Interrupted, StageError
 from edgekd.progress import Silent
 
@@ -217,6 +217,13 @@ class TestLearningRate:
     def test_constant_stays(self):
         config = Training(learning_rate=0.2, warmup=0.0, schedule="constant")
         assert {learning_rate(config, s, 10) for s in range(10)} == {0.2}
+
+    def test_an_initialisation_has_a_schedule_of_its_own_and_the_rest_a_whole_one(self):
+        config = Training(learning_rate=1.0, warmup=0.1, epochs=5)
+        rates = [scheduled(config, step, 100, alone=2) for step in range(500)]
+        assert rates[:200] == [learning_rate(config, step, 200) for step in range(200)]
+        assert rates[200:] == [learning_rate(config, step, 300) for step in range(300)]
+        assert scheduled(config, 250, 100, alone=0) == learning_rate(config, 250, 500)
 
 
 def test_max_norm_bounds_the_weights_that_enter_a_unit_and_leaves_shorter_ones(digits, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from edgekd import api
 from edgekd.distill.knowledge_files import stores, verify
 from edgekd.distill.workshop import FOLDER, store_identity
+from edgekd.results import History
 from tests.heard import Heard
 
 MLP = {"model": "zoo:mlp", "args": {"hidden": [48]}}
@@ -71,8 +72,11 @@ def test_networks_that_teach_each_other_or_themselves_are_looked_at_too(lab, sch
 
 def test_an_initialisation_is_among_the_gradients(lab):
     pair = {"tap": ["penultimate", "penultimate"]}
-    text = said(lab(distill={"methods": ["kd", {"fitnet": {**pair, "alone": 1}}]}))
-    assert re.search(r"gradients: fitnet \S+, cross_entropy \S+, kd \S+", text)
+    run = lab(distill={"methods": ["kd", {"fitnet": {**pair, "alone": 1}}], "epochs": 3})
+    assert re.search(r"gradients: fitnet \S+, cross_entropy \S+, kd \S+", said(run))
+    history = History.read(run.path / "student/history.json")
+    first, *rest = (epoch.learning_rate for epoch in history.epochs)
+    assert first < rest[0] > rest[1], "each has a schedule of its own"
 
 
 def test_runs_of_a_given_teacher_share_its_store_whatever_their_seed(lab, tmp_path):
