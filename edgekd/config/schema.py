@@ -457,7 +457,7 @@ class Distill(Training):
         """`alpha`, or what it is where nothing is given: the least that a method has the labels at."""
         if self.alpha is not None:
             return self.alpha
-        return min((method.labels for method in self.methods.entries), default=1.0)
+        return min((method.labels_weight for method in self.methods.entries), default=1.0)
 
     @model_validator(mode="before")
     @classmethod

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ALONE = "First epochs that this term has for itself, as an initialisation; then it is done. 0: always on."
-Kind = Literal["logits", "probabilities", "labels", "features", "attentions"]
+Kind = Literal["logits", "probabilities", "labels", "features"]
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Method(BaseModel):
     # Whether it needs maps.
     maps: ClassVar[bool] = False
     # The weight of the labels beside it: small where soft targets say what they say, and more.
-    labels: ClassVar[float] = 0.1
+    labels_weight: ClassVar[float] = 0.1
     weight: float = Field(1.0, ge=0, allow_inf_nan=False)
     warmup: int = Field(0, ge=0, description="Epochs over which the weight rises linearly.")
     alone: int = Field(0, ge=0, description=ALONE)
@@ -117,7 +117,7 @@ class FeatureMethod(Method):
     # What is tapped when nothing is given: the map that ends every spatial stage, the last of
     # them, the vector that enters the last linear layer, or what `pair_blocks` makes of transformers'.
     place: ClassVar[Literal["stages", "last stage", "penultimate", "blocks"]]
-    labels: ClassVar[float] = 1.0
+    labels_weight: ClassVar[float] = 1.0
     # Of how many stages it needs maps (n, c, h, w) at least; 0: it takes what passes the taps.
     least: ClassVar[int] = 0
     taps: list[Pair] | None = Field(
@@ -217,7 +217,10 @@ class MethodList:
         if value == "auto":
             return cls.default()
         if not isinstance(value, list):
-            raise problem("should be auto, or a list such as [{kd: {temperature: 4}}]")
+            text = "should be auto, or a list such as [{kd: {temperature: 4}}]"
+            if isinstance(value, dict) and "0" in value:
+                text += "; no list is there yet that 0 could be the first of: set the whole of it"
+            raise problem(text)
         entries = tuple(
             entry if isinstance(entry, Method) else parse_entry(METHODS, entry, i)
             for i, entry in enumerate(value)

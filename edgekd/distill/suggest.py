@@ -28,4 +28,4 @@ def suggested(dataset: Dataset) -> tuple[float, tuple[Method, ...]]:
         return 0.5, (kd, METHODS.get("cwd")(weight=1.0))
     assert task == CLASSIFICATION
     method = METHODS.get("dist" if len(dataset.classes) >= MANY_CLASSES else "kd")()
-    return method.labels, (method,)
+    return method.labels_weight, (method,)

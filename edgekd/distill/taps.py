@@ -146,9 +146,11 @@ def lengthwise(model: nn.Module) -> bool:
 
     Signals are where convolutions over time are, and nothing that wants channels last.
     """
-    kinds = {type(module) for module in model.modules()}
-    last = (nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase)
-    return nn.Conv1d in kinds and not any(issubclass(kind, last) for kind in kinds)
+    modules = list(model.modules())
+    channels_last = (nn.LayerNorm, nn.MultiheadAttention, nn.RNNBase)
+    return any(isinstance(module, nn.Conv1d) for module in modules) and not any(
+        isinstance(module, channels_last) for module in modules
+    )
 
 
 def _item(output: Any, item: str, name: str) -> Any:

@@ -99,12 +99,33 @@ def _met() -> Iterator[None]:
         parallel.join()
         yield
     except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        known = error.exit_code if isinstance(error, EdgekdError) else StageError.exit_code
-        _first(error, Interrupted.exit_code if stopped else known)
+        _outlast_torchrun()
+        reason = _lost_before(error) or error
+        stopped = isinstance(reason, KeyboardInterrupt)
+        known = reason.exit_code if isinstance(reason, EdgekdError) else StageError.exit_code
+        _first(reason, Interrupted.exit_code if stopped else known)
+        if reason is not error:
+            raise reason from None
         raise
     finally:
         parallel.leave()
+
+
+def _outlast_torchrun() -> None:
+    """It ends all processes when one has failed: not before this one has said why."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _lost_before(error: BaseException | None) -> BaseException | None:
+    """That another process was lost, where torchrun interrupted what this one did about it."""
+    from edgekd.distill.parallel import Lost
+
+    if not isinstance(error, KeyboardInterrupt | Interrupted):
+        return None
+    while error is not None and not isinstance(error, Lost):
+        error = error.__context__
+    return error
 
 
 def told(error: BaseException, code: int) -> tuple[int, str | None]:
@@ -114,9 +135,7 @@ def told(error: BaseException, code: int) -> tuple[int, str | None]:
     """
     from edgekd.distill.parallel import Lost
 
-    if threading.current_thread() is threading.main_thread():
-        # torchrun ends all when one has failed: not before it is said why.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _outlast_torchrun()
     first = _first(error, code)
     if first is None or first.rank == _rank():
         return code, None

@@ -102,6 +102,6 @@ def fits(method: type[Method], task: str) -> bool:
     place = method.place if issubclass(method, FeatureMethod) else ""
     if task == SEGMENTATION and place in ("penultimate", "blocks"):
         return False
-    if method.needs <= {"features", "attentions"} and not method.labelled:
+    if method.needs <= {"features"} and not method.labelled:
         return True
     return method.dense if task == SEGMENTATION else method.numbers

@@ -4,6 +4,7 @@ Real ones are in tests/distill/test_parallel.py.
 """
 
 import datetime
+import signal
 
 import pytest
 from torch import distributed
@@ -57,6 +58,27 @@ def test_a_process_that_was_killed_said_nothing_and_another_does(torchrun, monke
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     torchrun(1)
     assert together.told(UsageError("no such key"), 2) == (2, None)
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_whom_torchrun_ends_while_it_says_that_another_is_lost_says_so_all_the_same(
+    torchrun, monkeypatch, interrupted
+):
+    ignored = []
+    monkeypatch.setattr(together.signal, "signal", lambda *given: ignored.append(given))
+    monkeypatch.setattr(parallel, "join", lambda: None)
+    torchrun(0)
+    with pytest.raises(parallel.Lost, match="gone") as caught, together.leading():
+        try:
+            raise parallel.Lost("gone")
+        finally:
+            if interrupted:
+                try:
+                    raise KeyboardInterrupt
+                except KeyboardInterrupt:
+                    raise Interrupted("stopped in stage distill") from None
+    assert ignored == [(signal.SIGTERM, signal.SIG_IGN)]
+    assert together.told(caught.value, 3) == (3, None)
 
 
 def test_where_nobody_can_be_asked_everyone_says_its_own(monkeypatch):

@@ -23,7 +23,7 @@ class CWD(Method):
     dense: ClassVar[bool] = True
     maps: ClassVar[bool] = True
     temperature: float = Field(4.0, gt=0, le=1000)
-    labels: ClassVar[float] = 1.0
+    labels_weight: ClassVar[float] = 1.0
     weight: float = Field(3.0, ge=0, allow_inf_nan=False)
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:

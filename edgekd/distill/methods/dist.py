@@ -20,7 +20,7 @@ class DIST(Method):
     β = γ = 2 and τ = 4 for small data, 1, 1, 1 for ImageNet; the hard labels at weight 1.
     """
 
-    labels: ClassVar[float] = 1.0
+    labels_weight: ClassVar[float] = 1.0
     settles: ClassVar[bool] = True
     temperature: float = Field(4.0, gt=0, le=1000)
     beta: float = Field(2.0, ge=0, allow_inf_nan=False)

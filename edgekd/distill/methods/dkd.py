@@ -21,7 +21,7 @@ class DKD(Method):
     """
 
     labelled: ClassVar[bool] = True
-    labels: ClassVar[float] = 1.0
+    labels_weight: ClassVar[float] = 1.0
     temperature: float = Field(4.0, gt=0, le=1000)
     alpha: float = Field(1.0, ge=0, allow_inf_nan=False)
     beta: float = Field(8.0, ge=0, allow_inf_nan=False)

@@ -17,7 +17,7 @@ class Hard(Method):
     """CE(student, argmax of the teacher): all that a label-only teacher can give."""
 
     dense: ClassVar[bool] = True
-    labels: ClassVar[float] = 0.5
+    labels_weight: ClassVar[float] = 0.5
     weight: float = Field(0.5, ge=0, allow_inf_nan=False)
 
     def __call__(self, student: Knowledge, teacher: Knowledge, labels: Tensor) -> Tensor:

@@ -320,7 +320,8 @@ class _Session:
     def _live(self) -> None:
         """The device gives up who is silent."""
         while not self._ended.wait(self.settings.timeouts.silence / 4):
-            with self._writing:
+            # One that ends meanwhile has nobody to live for: its pipe may be closed already.
+            with self._writing, contextlib.suppress(OSError, ValueError):
                 if not self._ended.is_set():
                     self._write(b"\n")
 

@@ -35,7 +35,7 @@ class HfOptions(Options):
 @teacher(
     "hf",
     transparency="white-box",
-    provides={"features", "attentions", "logits", "probabilities", "labels"},
+    provides={"features", "logits", "probabilities", "labels"},
 )
 class HfTeacher(TorchTeacher):
     """The folder's weights and configuration are copied into the run, and opened from there."""

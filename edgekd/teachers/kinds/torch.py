@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @teacher(
     TORCH,
     transparency="white-box",
-    provides={"features", "attentions", "logits", "probabilities", "labels"},
+    provides={"features", "logits", "probabilities", "labels"},
 )
 class TorchTeacher(Teacher):
     """`module` can be looked into; it is the one kind with features."""

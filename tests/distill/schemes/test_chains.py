@@ -304,6 +304,7 @@ class TestConfiguration:
                 {"scheme": {"online": 3}},
                 r"scheme.online: should be its parameters, .* not 3; it has peers",
             ),
+            ({"methods": {"0": {"kd": None}}}, "no list is there yet that 0 could be the first of"),
             (
                 {"methods": [{"kd": 4}]},
                 r"methods.0.kd: should be its parameters.*it has .*temperature",
