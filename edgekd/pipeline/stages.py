@@ -295,7 +295,7 @@ LINE: tuple[Stage, ...] = (
     Stage("teacher", 3, _teacher, (), "teacher", shareable=True),
     Stage(
         "distill",
-        3,
+        4,
         _distill,
         _TEACHER,
         "student",
@@ -303,14 +303,14 @@ LINE: tuple[Stage, ...] = (
     ),
     Stage(
         "export",
-        4,
+        5,
         _export,
         _MODELS,
         "export",
         tools=("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino"),
         shareable=True,
     ),
-    Stage("quantize", 4, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
+    Stage("quantize", 5, _quantize, (*_MODELS, "export/*"), "quantized", shareable=True),
     Stage(
         "verify",
         6,
