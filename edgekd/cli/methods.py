@@ -17,17 +17,17 @@ def command(as_json: bool) -> None:
     from edgekd.distill.method import METHODS
 
     entries: list[dict[str, Any]] = []
+    unless_used = ("warmup", "alone")
     for name in METHODS.names():
         method = METHODS.get(name)
         paper = inspect.getdoc(inspect.getmodule(method)) or ""
         definition = inspect.getdoc(method) or ""
         parameters = method().model_dump(mode="json", exclude={"taps"})
-        unused = {key for key in ("warmup", "alone") if not parameters[key]}
         entries.append(
             {
                 "name": name,
                 "needs": sorted(method.needs),
-                "parameters": {k: v for k, v in parameters.items() if k not in unused},
+                "parameters": {k: v for k, v in parameters.items() if v or k not in unless_used},
                 "paper": paper.splitlines()[0],
                 "definition": definition.splitlines()[0],
             }

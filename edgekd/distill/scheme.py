@@ -76,6 +76,20 @@ class Scheme(BaseModel):
         raise NotImplementedError
 
 
+def named(value: Any) -> Any:
+    """A list of networks as it is written, in which a text is the `model` of one."""
+    if not isinstance(value, list):
+        return value
+    return [{"model": entry} if isinstance(entry, str) else entry for entry in value]
+
+
+def number_or_named(value: Any) -> Any:
+    """The same, where a number of networks will do. Raises ValueError for one that is in no list."""
+    if isinstance(value, str | dict):
+        raise ValueError("should be a number, or a list of networks")
+    return named(value)
+
+
 SCHEMES: Registry[type[Scheme]] = Registry("scheme", "edgekd.distill.schemes")
 ANSWERS: frozenset[Kind] = frozenset({"logits", "probabilities", "labels"})
 S = TypeVar("S", bound=type[Scheme])

@@ -339,14 +339,14 @@ def blocks(model: nn.Module, inputs: Tensor) -> dict[str, str]:
 
     Empty for other networks. Found by running `inputs` once.
     """
+    if lengthwise(model):
+        return {}
     tokens: dict[str, str] = {}
 
     def see(path: str, name: str, value: Tensor) -> None:
         if value.ndim == 3:
             tokens[path] = name
 
-    if lengthwise(model):
-        return {}
     _watch_run(model, inputs, see)
     return _blocks(model, tokens)
 

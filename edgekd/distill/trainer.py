@@ -80,7 +80,7 @@ def train(
     Raises StageError when a loss is not finite, Interrupted after Ctrl-C.
     """
     steps = _steps_per_epoch(len(dataset.train), config.batch_size)
-    total = config.epochs * steps
+    total, alone = config.epochs * steps, objective.alone
     last = config.epochs if until is None else min(until, config.epochs)
     label = of(dataset.task).label
     with kept_memory(), _threads(config.threads), _stop_signals() as stop:
@@ -119,9 +119,7 @@ def train(
                     first = state.step * config.batch_size
                     batch = order[first : first + config.batch_size]
                     indices = parallel.share(batch)
-                    rate = scheduled(
-                        config, state.epoch * steps + state.step, steps, objective.alone
-                    )
+                    rate = scheduled(config, state.epoch * steps + state.step, steps, alone)
                     for group in optimizer.param_groups:
                         group["lr"] = rate
 
@@ -162,7 +160,7 @@ def train(
                             fix="run the same command again to go on from here",
                         )
                 losses.read()
-                _end_epoch(state, model, dataset, config, steps, objective.alone)
+                _end_epoch(state, model, dataset, config, steps, alone)
                 task.advance(
                     0, **{f"val. {label}": f"{state.epochs[-1]['validation_accuracy']:.2%}"}
                 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from edgekd.config.schema import Model
-from edgekd.distill.scheme import Scheme, scheme
+from edgekd.distill.scheme import Scheme, named, scheme
 
 if TYPE_CHECKING:
     from edgekd.config.schema import Config
@@ -29,9 +29,7 @@ class Assistant(Scheme):
     @field_validator("chain", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return [{"model": v} if isinstance(v, str) else v for v in value]
-        return value
+        return named(value)
 
     def networks(self) -> dict[str, Model]:
         return {f"chain.{i}": network for i, network in enumerate(self.chain)}

@@ -8,7 +8,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edgekd.config.schema import Model, Weighted
 from edgekd.distill.method import Kind
-from edgekd.distill.scheme import ANSWERS, Scheme, scheme
+from edgekd.distill.scheme import ANSWERS, Scheme, number_or_named, scheme
 
 if TYPE_CHECKING:
     from edgekd.distill.workshop import Known, Workshop
@@ -43,11 +43,7 @@ class EnsembleScheme(Scheme):
     @field_validator("members", mode="before")
     @classmethod
     def _named(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            return [{"model": v} if isinstance(v, str) else v for v in value]
-        if isinstance(value, str | dict):
-            raise ValueError("should be a number, or a list of networks")
-        return value
+        return number_or_named(value)
 
     @model_validator(mode="after")
     def _counted(self) -> EnsembleScheme:
